@@ -1,0 +1,26 @@
+# One line each: what people do here. Every target makes the environment it needs.
+.PHONY: env demo run test lint bench lock
+CORES ?= all
+SNAKEMAKE = .venv/bin/snakemake --cores $(CORES)
+
+env: .venv/done
+.venv/done: envs/pipeline.lock envs/dev.lock
+	python3 -m venv .venv && .venv/bin/pip install --quiet --require-hashes -r envs/pipeline.lock -r envs/dev.lock && touch $@
+
+demo: env
+	$(SNAKEMAKE) --configfile config/demo.yaml
+
+run: env
+	$(SNAKEMAKE)
+
+test: env
+	.venv/bin/pytest
+
+lint: env
+	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy && .venv/bin/snakefmt --check Snakefile workflow && .venv/bin/snakemake --lint
+
+bench: env
+	.venv/bin/python tests/bench/overhead.py && .venv/bin/python tests/bench/extraction.py
+
+lock:
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -o envs/pipeline.lock envs/pipeline.in && uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -o envs/dev.lock envs/dev.in

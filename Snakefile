@@ -1,0 +1,43 @@
+"""Which quantization of this Vision Transformer to deploy on this machine, and what it costs: the table of contents."""
+
+import sys
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+from snakemake.utils import min_version
+from yaml import safe_load
+
+min_version("9.0")
+
+sys.path.insert(0, str(Path(workflow.basedir) / "workflow" / "scripts"))
+from dinoquant.config import complete
+from dinoquant.errors import UserError
+
+
+# Beside the Snakefile rather than in the working directory, so that --directory works.
+configfile: str(Path(workflow.basedir) / "config" / "config.yaml")
+
+
+try:
+    schema = Path(workflow.basedir) / "workflow" / "schemas" / "config.schema.yaml"
+    config.update(complete(config, safe_load(schema.read_text())))
+except UserError as error:
+    raise WorkflowError(str(error)) from None
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/data.smk"
+include: "workflow/rules/model.smk"
+include: "workflow/rules/quantize.smk"
+include: "workflow/rules/latency.smk"
+include: "workflow/rules/accuracy.smk"
+include: "workflow/rules/report.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        rules.figures.input,
+        "results/summary.csv",
+        "results/report.html",
+    localrule: True

@@ -1,0 +1,170 @@
+"""Every figure is complete, says what is missing, keeps its labels apart, and is the same file every time."""
+
+from itertools import combinations, pairwise
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import pandas as pd
+import pytest
+from dinoquant.figures import audit, fidelity, latency, pareto, size, throughput
+from dinoquant.figures.style import Style, read_summary, save, use_style
+from dinoquant.summary import summarise, write_summary
+from matplotlib.figure import Figure
+from matplotlib.text import Annotation, Text
+from samples import NO_CPU, VARIANTS, Samples, write_samples
+
+mpl.use("agg")
+FROM_SUMMARY = [latency, size, pareto, fidelity, throughput]
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> Samples:
+    return _with_summary(write_samples(tmp_path_factory.mktemp("both"), devices=("cpu", "cuda")))
+
+
+@pytest.fixture(scope="module")
+def substitute(tmp_path_factory: pytest.TempPathFactory) -> Samples:
+    return _with_summary(write_samples(tmp_path_factory.mktemp("substitute"), batch_sizes=(4,), substitute=True))
+
+
+@pytest.fixture(autouse=True)
+def _no_open_figures() -> Any:
+    yield
+    plt.close("all")
+
+
+def _with_summary(samples: Samples) -> Samples:
+    table = summarise(
+        *(samples.latency, samples.footprint, samples.accuracy, samples.audits, samples.models), samples.summary_config
+    )
+    write_summary(table, samples.root / "summary.csv")
+    return samples
+
+
+def _table(samples: Samples) -> pd.DataFrame:
+    return read_summary(samples.root / "summary.csv")
+
+
+def _audits(samples: Samples) -> dict[str, pd.DataFrame]:
+    return {path.parent.name: pd.read_csv(path) for path in samples.audits}
+
+
+def _texts(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.findobj(Text) if text.get_text()]
+
+
+@pytest.mark.parametrize("module", FROM_SUMMARY, ids=lambda module: module.__name__.rpartition(".")[2])
+def test_every_variant_is_named(module: Any, samples: Samples) -> None:
+    texts = " ".join(_texts(module.draw(_table(samples), use_style(samples.figure_config))))
+    assert [variant for variant in VARIANTS if variant not in texts] == []
+
+
+@pytest.mark.parametrize("module", [latency, pareto, fidelity, throughput])
+def test_what_does_not_run_is_noted_with_its_reason(module: Any, samples: Samples) -> None:
+    text = " ".join(_texts(module.draw(_table(samples), use_style(samples.figure_config))))
+    assert f"Not on cpu: fp16 ({NO_CPU})" in text.replace("\n", " ")
+
+
+@pytest.mark.parametrize("module", FROM_SUMMARY)
+def test_no_text_leaves_the_picture(module: Any, samples: Samples) -> None:
+    figure = module.draw(_table(samples), use_style(samples.figure_config))
+    figure.draw_without_rendering()
+    drawn, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
+    assert drawn.x0 >= 0
+    assert drawn.y0 >= 0
+    assert drawn.x1 <= width
+    assert drawn.y1 <= height
+
+
+@pytest.mark.parametrize("module", [pareto, fidelity])
+def test_accuracy_figures_say_when_their_inputs_are_a_substitute(
+    module: Any, samples: Samples, substitute: Samples
+) -> None:
+    warning = "generated data set, seeded weights: accuracy says nothing about DINO"
+    warned = " ".join(_texts(module.draw(_table(substitute), use_style(substitute.figure_config))))
+    assert warning in warned
+    assert "substitute" not in warned
+    assert "says nothing" not in " ".join(_texts(module.draw(_table(samples), use_style(samples.figure_config))))
+
+
+def test_pareto_labels_keep_apart(samples: Samples) -> None:
+    figure = pareto.draw(_table(samples), use_style(samples.figure_config))
+    for ax in figure.axes:
+        labels = [text for text in ax.texts if isinstance(text, Annotation)]
+        boxes = [Text.get_window_extent(label) for label in labels]
+        assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+        assert all(ax.get_window_extent().contains(*box.min) for box in boxes)
+
+
+def test_pareto_front_leaves_out_what_is_beaten() -> None:
+    points = {"slow": (9.0, 0.9), "fast": (1.0, 0.8), "equal": (9.0, 0.8), "best": (9.0, 0.95), "beaten": (2.0, 0.7)}
+    assert pareto.front(points) == ["fast", "best"]
+
+
+def test_spread_keeps_the_order_the_gap_and_the_top() -> None:
+    heights = throughput.spread([1.0, 1.1, 9.9, 10.0], 1.0, 10.0)
+    assert all(upper - lower >= 1.0 - 1e-9 for lower, upper in pairwise(heights))
+    assert heights[-1] <= 10.0
+    assert throughput.spread([1.0, 5.0], 1.0, 10.0) == [1.0, 5.0]
+
+
+def test_audit_shows_conv2d_untouched_and_converted(samples: Samples) -> None:
+    figure = audit.draw(_audits(samples), use_style(samples.figure_config))
+    (ax,) = figure.axes
+    column = [tick.get_text() for tick in ax.get_xticklabels()].index("Conv2d")
+    tiles = {
+        list(VARIANTS)[round(tile.get_y() + tile.get_height() / 2)]: tile.get_facecolor()
+        for tile in ax.patches
+        if round(tile.get_x() + tile.get_width() / 2) == column
+    }
+    assert tiles["int8-dynamic-linear"] == tiles["fp32"]
+    assert tiles["int8-dynamic-linear-conv"] == tiles["int8-static"] != tiles["fp32"]
+    assert tiles["bf16"] != tiles["int8-static"]
+
+
+def test_audit_shares_a_tile_between_precisions(samples: Samples) -> None:
+    audits = _audits(samples)
+    linear = audits["int8-static"]["module"].str.endswith("fc2")
+    audits["int8-static"].loc[linear, "became"] = "bfloat16"
+    (ax,) = audit.draw(audits, use_style(samples.figure_config)).axes
+    row = list(VARIANTS).index("int8-static")
+    shares = [t.get_text().split("\n")[0] for t in ax.texts if t.get_position()[1] == row and t.get_position()[0] < 0.5]
+    assert shares == ["36 int8 static", "12 bfloat16"]
+
+
+def test_missing_intervals_and_percentiles_are_left_out(samples: Samples) -> None:
+    table = _table(samples)
+    columns = [name for name in table if "_ci_" in str(name) or name in ("latency_p90_ms", "latency_p99_ms")]
+    table[columns] = float("nan")
+    style = use_style(samples.figure_config)
+    for module in FROM_SUMMARY:
+        figure: Figure = module.draw(table, style)
+        figure.draw_without_rendering()
+        assert not any("nan" in text for text in _texts(figure))
+
+
+def test_figures_show_the_batch_size_of_the_config(samples: Samples) -> None:
+    config = samples.figure_config
+    assert "Latency at batch size 1" in _texts(latency.draw(_table(samples), use_style(config)))
+    config["batch_size"] = 16
+    assert "Latency at batch size 16" in _texts(latency.draw(_table(samples), use_style(config)))
+
+
+def test_colours_and_markers_stay_with_the_variant_and_differ(samples: Samples) -> None:
+    style = use_style(samples.figure_config)
+    assert len({str(colour) for colour in style.colours.values()}) == len(VARIANTS)
+    assert len(set(style.markers.values())) == len(VARIANTS)
+    without_last = use_style(samples.figure_config | {"variants": list(VARIANTS)[:-1]})
+    assert all(style.colours[variant] == colour for variant, colour in without_last.colours.items())
+
+
+@pytest.mark.parametrize("suffix", ["svg", "png", "pdf"])
+def test_files_are_the_same_every_time(suffix: str, substitute: Samples, tmp_path: Path) -> None:
+    style: Style = use_style(substitute.figure_config)
+    for name in ("first", "second"):
+        save(pareto.draw(_table(substitute), style), [tmp_path / f"{name}.{suffix}"], dpi=60)
+    first = (tmp_path / f"first.{suffix}").read_bytes()
+    assert first == (tmp_path / f"second.{suffix}").read_bytes()
+    assert not any(mark in first for mark in (b"Date", b"matplotlib.org", b"<dc:date>"))

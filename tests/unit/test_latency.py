@@ -1,0 +1,247 @@
+"""Timing two models side by side: order, warm-up, and statistics whose true values are known."""
+
+import gc
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from dinoquant import latency
+from dinoquant.latency import Protocol, interleave, median_interval, summarise, warm_up
+from numpy.typing import NDArray
+
+SIZE = 16
+
+
+@pytest.fixture(autouse=True)
+def _same_threads_afterwards() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def save_model(path: Path, layers: int) -> Path:
+    """Save a traced model of ``layers`` square Linears over [B, 3, SIZE, SIZE]."""
+    width = 3 * SIZE * SIZE
+    model = torch.nn.Sequential(torch.nn.Flatten(), *(torch.nn.Linear(width, width) for _ in range(layers)))
+    traced = torch.jit.freeze(torch.jit.trace(model.eval(), torch.zeros(1, 3, SIZE, SIZE)))
+    torch.jit.save(traced, path)
+    return path
+
+
+def blocks(
+    rng: np.random.Generator, rounds: int, calls: int, median: float, spread: float = 0.1
+) -> NDArray[np.float64]:
+    """Return [rounds, calls] skewed times in ms: half of the spread is the block's own, shared by its calls."""
+    own = rng.normal(0, spread / 2, size=(rounds, 1))
+    return median * np.exp(own + rng.normal(0, spread / 2, size=(rounds, calls)))
+
+
+def as_samples(variant: NDArray[np.float64], fp32: NDArray[np.float64]) -> latency.Samples:
+    return {"variant": variant.tolist(), "fp32": fp32.tolist()}
+
+
+def test_known_values_are_recovered() -> None:
+    rng = np.random.default_rng(1)
+    result = summarise(as_samples(blocks(rng, 40, 20, 5.0), blocks(rng, 40, 6, 15.0)), 16, seed=0)
+    assert result["samples"] == 800
+    assert result["latency_p50_ms"] == pytest.approx(5.0, rel=0.03)
+    assert result["fp32_p50_ms"] == pytest.approx(15.0, rel=0.05)
+    assert result["speedup"] == pytest.approx(3.0, rel=0.05)
+    assert result["speedup_ci_low"] < 3.0 < result["speedup_ci_high"]
+    assert result["latency_p50_ci_low_ms"] < 5.0 < result["latency_p50_ci_high_ms"]
+    assert result["throughput_ips"] == pytest.approx(16 * 1000 / result["latency_p50_ms"])
+
+
+def test_percentiles_are_those_of_all_samples() -> None:
+    variant = np.arange(1.0, 201.0).reshape(10, 20)
+    result = summarise(as_samples(variant, variant), 1, seed=0)
+    assert result["latency_p50_ms"] == pytest.approx(100.5)
+    assert result["latency_p90_ms"] == pytest.approx(180.1)
+    assert result["latency_p99_ms"] == pytest.approx(198.01)
+    assert result["speedup"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("count", "p90", "p99"), [(9, False, False), (10, True, False), (99, True, False), (100, True, True)]
+)
+def test_percentiles_need_enough_samples(count: int, p90: bool, p99: bool) -> None:
+    ones = np.ones((count, 1))
+    result = summarise(as_samples(ones, ones), 1, seed=0)
+    assert (result["latency_p90_ms"] is not None, result["latency_p99_ms"] is not None) == (p90, p99)
+
+
+def test_intervals_need_six_rounds() -> None:
+    rng = np.random.default_rng(0)
+    five = summarise(as_samples(blocks(rng, 5, 9, 1.0), blocks(rng, 5, 9, 2.0)), 1, seed=0)
+    assert [value for key, value in five.items() if "_ci_" in key] == [None] * 4
+    six = summarise(as_samples(blocks(rng, 6, 9, 1.0), blocks(rng, 6, 9, 2.0)), 1, seed=0)
+    assert six["speedup_ci_low"] < six["speedup"] < six["speedup_ci_high"]
+
+
+def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
+    rng = np.random.default_rng(7)
+    repeats, p50_hits, speedup_hits = 150, 0, 0
+    for seed in range(repeats):
+        result = summarise(as_samples(blocks(rng, 20, 10, 5.0), blocks(rng, 20, 4, 15.0)), 1, seed)
+        p50_hits += result["latency_p50_ci_low_ms"] <= 5.0 <= result["latency_p50_ci_high_ms"]
+        speedup_hits += result["speedup_ci_low"] <= 3.0 <= result["speedup_ci_high"]
+    # Binomial standard error of 150 repeats at 0.95: 0.018.
+    assert 0.88 <= p50_hits / repeats <= 0.995
+    assert 0.88 <= speedup_hits / repeats <= 0.995
+
+
+def test_drift_that_hits_both_cancels_in_the_ratio() -> None:
+    rng = np.random.default_rng(3)
+    drift = np.linspace(1.0, 2.0, 30)[:, None]
+    result = summarise(
+        as_samples(drift * blocks(rng, 30, 10, 5.0, 0.01), drift * blocks(rng, 30, 10, 10.0, 0.01)), 1, seed=0
+    )
+    assert result["speedup"] == pytest.approx(2.0, rel=0.005)
+    assert result["speedup_ci_high"] - result["speedup_ci_low"] < 0.02
+    assert result["latency_p50_ci_high_ms"] - result["latency_p50_ci_low_ms"] > 0.5
+
+
+def test_whole_rounds_are_resampled() -> None:
+    rng = np.random.default_rng(5)
+    rounds = np.repeat(rng.normal(10, 1, size=(12, 1)), 50, axis=1)  # the calls of a block tell nothing new
+    assert median_interval(rounds, 0) == median_interval(rounds[:, :1], 0)
+
+
+def test_statistics_repeat_with_their_seed() -> None:
+    rng = np.random.default_rng(2)
+    samples = as_samples(blocks(rng, 10, 5, 1.0), blocks(rng, 10, 5, 2.0))
+    assert summarise(samples, 1, seed=4) == summarise(samples, 1, seed=4)
+    assert summarise(samples, 1, seed=4) != summarise(samples, 1, seed=5)
+
+
+def scripted(times_ms: list[float], monkeypatch: pytest.MonkeyPatch) -> Callable[[], float]:
+    """Return a call that takes these times on a clock of its own; the last one for ever after."""
+    clock = [0.0]
+    remaining = iter(times_ms)
+    monkeypatch.setattr(latency.time, "perf_counter", lambda: clock[0])
+
+    def call() -> float:
+        taken = next(remaining, times_ms[-1])
+        clock[0] += taken / 1e3
+        return taken
+
+    return call
+
+
+def test_warm_up_ends_when_two_groups_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    ramp = [50.0, 90.0] + [20.0 * 0.93**i for i in range(15)] + [6.0] * 100
+    result = warm_up(scripted(ramp, monkeypatch), 10.0)
+    assert result.steady
+    assert result.call_seconds == pytest.approx(0.006)
+    # Two that specialise; groups of 5, as many 20 ms calls as last 0.1 s; three groups fall, the next two are flat.
+    assert result.calls == 2 + 5 * 5
+    assert result.seconds < 1.0
+
+
+def test_warm_up_stops_at_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = warm_up(scripted([100.0 * 1.2**i for i in range(40)], monkeypatch), 5.0)
+    assert not result.steady
+    assert 5.0 <= result.seconds < 7.0
+
+
+def test_slow_calls_still_get_past_the_specialising_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = warm_up(scripted([9000.0, 8000.0, 4000.0], monkeypatch), 1.0)
+    assert (result.calls, result.steady, result.call_seconds) == (3, False, 4.0)
+
+
+@pytest.mark.parametrize(
+    ("call", "block", "expected"), [(0.015, 0.3, 20), (0.16, 0.3, 2), (4.0, 0.3, 1), (0.3, 0.3, 1)]
+)
+def test_calls_per_block(call: float, block: float, expected: int) -> None:
+    assert latency.calls_per_block(call, block) == expected
+
+
+def test_blocks_alternate_in_a_seeded_random_order() -> None:
+    log: list[str] = []
+
+    def record(arm: str, value: float) -> Callable[[], float]:
+        def call() -> float:
+            log.append(arm)
+            return value
+
+        return call
+
+    calls = {"variant": record("variant", 1.0), "fp32": record("fp32", 2.0)}
+    counts = {"variant": 10, "fp32": 2}
+    samples, first = interleave(calls, counts, Protocol(20, 0.1, 0.1, seed=0))
+    assert samples == {"variant": [[1.0] * 10] * 20, "fp32": [[2.0] * 2] * 20}
+    assert set(first) == {"variant", "fp32"}
+    expected: list[str] = []
+    for arm in first:  # one untimed call before the ten, none before the two
+        expected += ["variant"] * 11 + ["fp32"] * 2 if arm == "variant" else ["fp32"] * 2 + ["variant"] * 11
+    assert log == expected
+    assert interleave(calls, counts, Protocol(20, 0.1, 0.1, seed=0))[1] == first
+    assert interleave(calls, counts, Protocol(20, 0.1, 0.1, seed=1))[1] != first
+
+
+def test_the_garbage_collector_waits() -> None:
+    with latency._no_garbage_collection():
+        assert not gc.isenabled()
+    assert gc.isenabled()
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    folder = tmp_path_factory.mktemp("models")
+    return {layers: save_model(folder / f"{layers}.pt", layers) for layers in (2, 16)}
+
+
+def test_a_smaller_model_is_faster(models: dict[int, Path]) -> None:
+    torch.set_num_threads(2)  # what an environment variable may have asked for
+    before = time.time()
+    protocol = Protocol(rounds=8, block_seconds=0.02, warmup_seconds=0.5, seed=3)
+    result = latency.measure(
+        models[2], models[16], image_size=SIZE, batch_size=2, device="cpu", threads=1, protocol=protocol
+    )
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
+    assert result["speedup"] > 2
+    assert result["latency_p50_ms"] < result["fp32_p50_ms"]
+    counts = result["protocol"]["calls_per_block"]
+    for arm in ("variant", "fp32"):
+        assert [len(block) for block in result["samples_ms"][arm]] == [counts[arm]] * 8
+        assert result["warmup"][arm]["calls"] >= 3
+    assert result["samples"] == 8 * counts["variant"]
+    assert before <= result["started"] < result["finished"] <= time.time()
+    assert result["threads"] == torch.get_num_threads() == 1
+    assert torch.get_num_interop_threads() == result["protocol"]["interop_threads"] == 1
+
+
+def test_the_control_of_a_model_against_itself_finds_nothing(models: dict[int, Path]) -> None:
+    protocol = Protocol(rounds=15, block_seconds=0.02, warmup_seconds=0.5, seed=0)
+    result = latency.measure(
+        models[16], models[16], image_size=SIZE, batch_size=1, device="cpu", threads=1, protocol=protocol
+    )
+    assert result["speedup"] == pytest.approx(1.0, abs=0.4)
+
+
+def test_the_input_has_the_asked_shape_and_repeats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[torch.Tensor] = []
+
+    class Recorder:
+        def eval(self) -> "Recorder":
+            return self
+
+        def __call__(self, images: torch.Tensor) -> None:
+            assert torch.is_inference_mode_enabled()
+            assert not gc.isenabled()
+            seen.append(images)
+            time.sleep(0.001)
+
+    monkeypatch.setattr(torch.jit, "load", lambda path, map_location: Recorder())
+    for seed in (0, 0, 1):
+        protocol = Protocol(rounds=1, block_seconds=0.001, warmup_seconds=0.0, seed=seed)
+        latency.measure(tmp_path, tmp_path, image_size=8, batch_size=4, device="cpu", threads=1, protocol=protocol)
+    inputs = list({id(images): images for images in seen}.values())
+    assert [(tuple(images.shape), images.dtype) for images in inputs] == [((4, 3, 8, 8), torch.float32)] * 3
+    assert torch.equal(inputs[0], inputs[1])
+    assert not torch.equal(inputs[0], inputs[2])
+    assert inputs[0].std() == pytest.approx(1.0, abs=0.1)

@@ -1,0 +1,57 @@
+"""The terminal table is aligned, fits, and says why a row is empty."""
+
+from pathlib import Path
+
+import pytest
+from dinoquant.summary import summarise, write_summary
+from dinoquant.table import render
+from samples import write_samples
+
+
+@pytest.fixture
+def csv_path(tmp_path: Path) -> Path:
+    samples = write_samples(tmp_path, devices=("cpu", "cuda"))
+    table = summarise(
+        samples.latency, samples.footprint, samples.accuracy, samples.audits, samples.models, samples.summary_config
+    )
+    write_summary(table, tmp_path / "summary.csv")
+    return tmp_path / "summary.csv"
+
+
+def test_every_row_is_there_and_fits(csv_path: Path) -> None:
+    lines = render(csv_path).splitlines()
+    assert len(lines) == 1 + 9 * 2 * 2
+    assert max(map(len, lines)) <= 120
+
+
+def test_measured_rows_are_aligned(csv_path: Path) -> None:
+    lines = render(csv_path).splitlines()
+    assert len({len(line) for line in lines if "unsupported" not in line}) == 1
+    bf16 = next(line for line in lines if line.startswith("bf16"))
+    assert bf16.split() == ["bf16", "cpu", "1", "18.00", "3.12", "[3.05,", "3.18]", "43.5", "23.55", "0.9999"]
+
+
+def test_unsupported_rows_say_why_within_the_width(csv_path: Path) -> None:
+    lines = render(csv_path).splitlines()
+    static = next(line for line in lines if line.startswith("int8-static") and "cuda" in line)
+    assert "unsupported: quantized::linear_dynamic has no CUDA kernel" in static
+    assert static.endswith("…")
+
+
+def test_a_name_seen_only_in_unsupported_rows_keeps_the_alignment(csv_path: Path) -> None:
+    csv_path.write_text(csv_path.read_text().replace("fp16,cpu", "a-name-of-twenty-nine-letters,cpu"))
+    header, *lines = render(csv_path).splitlines()
+    assert {line.split()[1] for line in lines} == {"cpu", "cuda"}
+    assert all(line[header.index("device") :].startswith(("cpu", "cuda")) for line in lines)
+
+
+def test_missing_values_are_dashes_and_long_names_are_cut(csv_path: Path) -> None:
+    text = csv_path.read_text().replace("bf16,cpu", f"{'b' * 60},cpu").replace(",0.98,1.02,", ",,,")
+    csv_path.write_text(text)
+    lines = render(csv_path).splitlines()
+    fp32 = next(line for line in lines if line.startswith("fp32"))
+    assert "[" not in fp32
+    assert any(line.startswith("b" * 29 + "… ") for line in lines)
+    assert next(line for line in lines if line.startswith("fp16 ") and "ok" not in line and "cuda" in line).endswith(
+        "-"
+    )

@@ -1,0 +1,141 @@
+"""What several stages share: where inputs lie, which devices there are, and what a rule's result depends on."""
+
+import ast
+import os
+import re
+from functools import cache
+from urllib.parse import urlparse
+
+from dinoquant.config import unsupported
+from dinoquant.machine import cuda_devices
+from dinoquant.recipes import RECIPES
+
+SCRIPTS = Path(workflow.basedir) / "workflow" / "scripts"
+
+
+def in_workflow(path):
+    """Name a file of the workflow relative to the working directory: Snakemake then compares it by content."""
+    return os.path.relpath(Path(workflow.basedir) / path)
+
+
+# Everything after the downloads depends on the versions of the libraries.
+LOCK = in_workflow("envs/pipeline.lock")
+
+
+@cache
+def imported_modules(path):
+    """Return the library's files that a Python file imports, directly or not, without running any of it."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names |= {
+                node.module,
+                *(f"{node.module}.{alias.name}" for alias in node.names),
+            }
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+    # Importing a.b.c runs a/__init__.py and a/b/__init__.py too.
+    names = {
+        ".".join(name.split(".")[:n])
+        for name in names
+        for n in range(1, name.count(".") + 2)
+    }
+    stems = [
+        SCRIPTS.joinpath(*name.split("."))
+        for name in names
+        if name.split(".")[0] == "dinoquant"
+    ]
+    files = {
+        file
+        for stem in stems
+        for file in (stem.with_suffix(".py"), stem / "__init__.py")
+        if file.exists()
+    }
+    return (
+        files.union(*map(imported_modules, files - {path})) if files - {path} else files
+    )
+
+
+def code(script, *modules):
+    """Return what decides how a script behaves: itself and all it imports; `modules` are those it imports by name."""
+    roots = [
+        SCRIPTS / f"{script}.py",
+        *(SCRIPTS.joinpath(*m.split(".")).with_suffix(".py") for m in modules),
+    ]
+    return sorted(
+        in_workflow(file) for root in roots for file in {root, *imported_modules(root)}
+    )
+
+
+def tidy(value):
+    """Sort the keys of nested dicts: Snakemake compares parameters as text, in which another order is a change."""
+    return (
+        {key: tidy(value[key]) for key in sorted(value)}
+        if isinstance(value, dict)
+        else value
+    )
+
+
+def is_url(source):
+    return "://" in source
+
+
+def place(section, key, folder, substitute):
+    """Return where the file of a source lies: downloads and generated files in `folder`, a local file where it is."""
+    source = config[section][key]
+    if source == substitute:
+        return None
+    if not is_url(source):
+        if not Path(source).is_file():
+            raise WorkflowError(
+                f"{section}.{key}: there is no file {source}. Expected an http(s) URL, the path of an existing file "
+                f"(relative to {os.getcwd()}), or `{substitute}`."
+            )
+        return source
+    url = urlparse(source)
+    if url.scheme not in ("http", "https") or not Path(url.path).name:
+        raise WorkflowError(
+            f"{section}.{key}: {source} is not an http(s) URL that ends in a file's name."
+        )
+    return f"{folder}/{re.sub(r'[^A-Za-z0-9_.+-]', '_', Path(url.path).name)}"
+
+
+def resolve_devices():
+    """Return the devices to measure on; one that was asked for by name and is missing stops the run."""
+    # The processors and GPUs of a head node say nothing about those of the nodes.
+    elsewhere = workflow.non_local_exec or workflow.remote_exec
+    here = ["cpu"] if elsewhere or not cuda_devices() else ["cpu", "cuda"]
+    asked = here if config["devices"] == "auto" else config["devices"]
+    for key, device in [("devices", d) for d in asked] + [
+        ("accuracy.device", config["accuracy"]["device"])
+    ]:
+        if device not in here and not elsewhere:
+            raise WorkflowError(
+                f"{key}: {device} was asked for, but this machine has no such device. It has: {', '.join(here)}."
+            )
+    return asked
+
+
+DEVICES = resolve_devices()
+VARIANTS = config["variants"]
+UNSUPPORTED = unsupported(VARIANTS, ["cpu", "cuda"])
+BATCH_SIZES = config["latency"]["batch_sizes"]
+
+
+def runs_on(variant, device):
+    return device not in UNSUPPORTED.get(variant, {})
+
+
+def extraction_device(variant):
+    """Return where the variant's features are extracted, or None if no device that may be used can run it."""
+    return next(
+        (d for d in [config["accuracy"]["device"], *DEVICES] if runs_on(variant, d)),
+        None,
+    )
+
+
+wildcard_constraints:
+    variant=r"[A-Za-z0-9][A-Za-z0-9_.+-]*",
+    device="cpu|cuda",
+    batch=r"\d+",
+    figure="[a-z]+",

@@ -1,0 +1,69 @@
+"""Time every variant beside fp32, and measure its footprint, with the machine to itself."""
+
+
+def whole_machine(wildcards):
+    """Take every core of --cores, so that nothing runs beside a measurement; under Slurm the profile sees to it."""
+    return workflow.cores or 1
+
+
+rule measure_latency:
+    input:
+        model="results/models/{variant}/model.pt",
+        fp32="results/models/fp32/model.pt",
+        code=code("measure_latency"),
+        lock=LOCK,
+    output:
+        json="results/latency/{device}/{variant}/batch{batch}.json",
+    log:
+        "logs/measure_latency/{device}/{variant}/batch{batch}.log",
+    conda:
+        "../../envs/pipeline.yaml"
+    threads: whole_machine
+    resources:
+        gpu=lambda wildcards: int(wildcards.device == "cuda"),
+    params:
+        config=tidy(
+            {
+                key: config["latency"][key]
+                for key in ("threads", "rounds", "block_seconds", "warmup_seconds")
+            }
+            | {"seed": config["seed"]}
+        ),
+    script:
+        "../scripts/measure_latency.py"
+
+
+rule measure_footprint:
+    input:
+        model="results/models/{variant}/model.pt",
+        code=code("measure_footprint"),
+        lock=LOCK,
+    output:
+        json="results/footprint/{device}/{variant}.json",
+    log:
+        "logs/measure_footprint/{device}/{variant}.log",
+    conda:
+        "../../envs/pipeline.yaml"
+    threads: whole_machine
+    resources:
+        gpu=lambda wildcards: int(wildcards.device == "cuda"),
+    params:
+        config={"threads": config["latency"]["threads"]},
+    script:
+        "../scripts/measure_footprint.py"
+
+
+MEASURED = [
+    (device, variant)
+    for device in DEVICES
+    for variant in VARIANTS
+    if runs_on(variant, device)
+]
+LATENCIES = [
+    f"results/latency/{device}/{variant}/batch{n}.json"
+    for device, variant in MEASURED
+    for n in BATCH_SIZES
+]
+FOOTPRINTS = [
+    f"results/footprint/{device}/{variant}.json" for device, variant in MEASURED
+]

@@ -1,0 +1,86 @@
+"""Get the checkpoint, check it, and export the float32 model that everything is compared with."""
+
+CHECKPOINT = place("model", "checkpoint", "resources/checkpoints", "seeded")
+
+
+if CHECKPOINT and is_url(config["model"]["checkpoint"]):
+
+    # No input, so that nothing but another source downloads it again.
+    rule download_checkpoint:
+        output:
+            file=CHECKPOINT,
+        log:
+            "logs/download_checkpoint.log",
+        localrule: True
+        conda:
+            "../../envs/pipeline.yaml"
+        params:
+            url=config["model"]["checkpoint"],
+            # Not tracked, as in download_dataset.
+            checksum=lambda wildcards, output: config["model"]["checksum"],
+        script:
+            "../scripts/download.py"
+
+
+if CHECKPOINT:
+
+    rule verify_checkpoint:
+        input:
+            file=CHECKPOINT,
+            code=code("verify"),
+            lock=LOCK,
+        output:
+            receipt="results/model/checkpoint.json",
+        log:
+            "logs/verify_checkpoint.log",
+        localrule: True
+        conda:
+            "../../envs/pipeline.yaml"
+        params:
+            config=tidy(
+                {
+                    "source": config["model"]["checkpoint"],
+                    "checksum": config["model"]["checksum"],
+                    "key": "model",
+                }
+            ),
+        script:
+            "../scripts/verify.py"
+
+
+rule export_fp32:
+    input:
+        **(
+            {"checkpoint": CHECKPOINT, "receipt": ancient("results/model/checkpoint.json")}
+            if CHECKPOINT
+            else {}
+        ),
+        code=code("export_fp32"),
+        lock=LOCK,
+    output:
+        model="results/models/fp32/model.pt",
+        audit="results/models/fp32/audit.csv",
+        state_dict="results/models/fp32/state_dict.pt",
+        info="results/models/fp32/info.json",
+    log:
+        "logs/export_fp32.log",
+    conda:
+        "../../envs/pipeline.yaml"
+    params:
+        config=tidy(
+            {
+                key: config["model"][key]
+                for key in ("architecture", "image_size", "normalization")
+            }
+            | {"seed": config["seed"]}
+        ),
+    script:
+        "../scripts/export_fp32.py"
+
+
+rule download:
+    input:
+        ARCHIVE,
+        "results/data/archive.json",
+        ([CHECKPOINT, "results/model/checkpoint.json"] if CHECKPOINT else []),
+    localrule: True

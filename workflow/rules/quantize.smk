@@ -1,0 +1,49 @@
+"""Make every variant of the float32 model by its recipe."""
+
+
+def recipe_of(variant):
+    return RECIPES[VARIANTS[variant]["recipe"]]
+
+
+def calibration(wildcards):
+    """Return the images, for the recipes that look at some."""
+    calibrated = recipe_of(wildcards.variant).calibrated
+    return (
+        {"images": "results/data/images.npy", "manifest": "results/data/manifest.csv"}
+        if calibrated
+        else {}
+    )
+
+
+rule quantize:
+    input:
+        unpack(calibration),
+        state_dict="results/models/fp32/state_dict.pt",
+        info="results/models/fp32/info.json",
+        code=lambda wildcards: code(
+            "quantize", f"dinoquant.recipes.{recipe_of(wildcards.variant).module}"
+        ),
+        lock=LOCK,
+    output:
+        model="results/models/{variant}/model.pt",
+        audit="results/models/{variant}/audit.csv",
+    log:
+        "logs/quantize/{variant}.log",
+    wildcard_constraints:
+        variant=r"(?!fp32/)[A-Za-z0-9][A-Za-z0-9_.+-]*",  # fp32 comes from export_fp32
+    conda:
+        "../../envs/pipeline.yaml"
+    params:
+        config=lambda wildcards: tidy({"recipe": VARIANTS[wildcards.variant]}),
+    script:
+        "../scripts/quantize.py"
+
+
+rule models:
+    input:
+        expand(
+            "results/models/{variant}/{file}",
+            variant=VARIANTS,
+            file=["model.pt", "audit.csv"],
+        ),
+    localrule: True

@@ -1,0 +1,76 @@
+"""List for every part of the model what a variant asked of it, what it became, and what it weighs."""
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from dinoquant.files import atomic
+from dinoquant.recipes.base import Part, Quantized, parts
+from dinoquant.recipes.patch_embedding import is_patch_embedding
+
+COLUMNS = (
+    "module",
+    "kind",
+    "quantizable",
+    "reason",
+    "asked",
+    "became",
+    "parameters",
+    "bytes_before",
+    "bytes_after",
+)
+UNCHANGED = "fp32"
+REASONS = {
+    "LayerNorm": "its mean and variance need float range; 0.1 % of the arithmetic",
+    "GELU": "no integer kernel in PyTorch; its outliers are what breaks the next layer's int8 input",
+    "softmax": "inside scaled_dot_product_attention, which has no integer kernel in PyTorch",
+    "Dropout": "does nothing in eval mode",
+    "PatchDropout": "does nothing in eval mode",
+    "DropPath": "does nothing in eval mode",
+    "Identity": "does nothing",
+    "LayerScale": "one multiplication per channel; too little to gain",
+    "Parameter": "added to or joined with the tokens; no matrix product",
+}
+
+
+def rows(model: nn.Module, recipe: str, quantized: Quantized) -> Iterator[dict[str, Any]]:
+    """Yield a row per part of the float ``model``: its leaf modules, its softmaxes, its loose parameters.
+
+    ``became`` is "fp32" exactly where the recipe left the part alone. The bytes are those of the tensors in the
+    file: weights, biases, scales and zero points.
+    """
+    for part in parts(model):
+        quantizable, reason = _verdict(model, part)
+        became = quantized.became.get(part.name)
+        yield {
+            "module": part.name,
+            "kind": part.kind,
+            "quantizable": str(quantizable).lower(),
+            "reason": reason,
+            "asked": recipe if part.kind in quantized.asked else "",
+            "became": became.what if became else UNCHANGED,
+            "parameters": part.parameters,
+            "bytes_before": part.bytes,
+            "bytes_after": became.bytes if became else part.bytes,
+        }
+
+
+def write(path: str | Path, model: nn.Module, recipe: str, quantized: Quantized) -> None:
+    """Write the rows as CSV."""
+    with atomic(path) as partial, partial.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows(model, recipe, quantized))
+
+
+def _verdict(model: nn.Module, part: Part) -> tuple[bool, str]:
+    if part.kind == "Linear":
+        return True, "a matrix product, which has integer kernels"
+    if part.kind == "Conv2d":
+        if is_patch_embedding(model.get_submodule(part.name)):
+            return True, "kernel equals stride: computed as a Linear over flattened patches"
+        return False, "overlapping, padded or grouped: not a Linear over patches, and PyTorch has no dynamic Conv2d"
+    return False, REASONS.get(part.kind, "no recipe converts this kind")

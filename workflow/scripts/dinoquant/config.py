@@ -1,0 +1,138 @@
+"""Check the config before the first job, and complete it with the schema's defaults.
+
+Imported by the Snakefile, so it needs nothing heavier than jsonschema, which Snakemake itself brings.
+"""
+
+import copy
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import ValidationError
+
+from dinoquant.errors import UserError
+from dinoquant.recipes import RECIPES
+
+BASELINE = "fp32"
+
+
+def complete(config: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``config`` with every default of ``schema`` filled in and variants set to null left out.
+
+    Raises UserError listing every problem: the key, what was found, what was expected, and for an unknown name the
+    nearest one that exists.
+    """
+    result = copy.deepcopy(dict(config))
+    if isinstance(result.get("variants"), dict):
+        result["variants"] = {name: options for name, options in result["variants"].items() if options is not None}
+    problems = [_explain(error) for error in Draft202012Validator(schema).iter_errors(result)]
+    if not problems:
+        problems = [problem for name in result["variants"] for problem in _variant_problems(name, result, schema)]
+    if not problems:
+        _fill(result, schema, schema)
+        for options in result["variants"].values():
+            _fill(options, schema["$defs"]["recipes"][options["recipe"]], schema)
+        problems = list(_contradictions(result))
+    if problems:
+        raise UserError("The config has errors:\n" + "\n".join(f"  - {problem}" for problem in problems))
+    return result
+
+
+def unsupported(variants: Mapping[str, Mapping[str, Any]], devices: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Return {variant: {device: reason}} for what cannot run there."""
+    return {
+        name: reasons
+        for name, options in variants.items()
+        if (reasons := {d: r for d, r in RECIPES[options["recipe"]].unsupported.items() if d in devices})
+    }
+
+
+def _variant_problems(name: str, config: Mapping[str, Any], schema: Mapping[str, Any]) -> Iterator[str]:
+    """A recipe's own options; kept out of the main schema, whose if/then errors nobody can read."""
+    options = dict(config["variants"][name])
+    recipe = options.pop("recipe")
+    checks = {**schema["$defs"]["recipes"][recipe], "additionalProperties": False, "$defs": schema["$defs"]}
+    for error in Draft202012Validator(checks).iter_errors(options):
+        yield _explain(error, ("variants", name), f" of the recipe {recipe}")
+
+
+def _contradictions(config: Mapping[str, Any]) -> Iterator[str]:
+    """What a schema cannot say: rules between keys."""
+    variants = config["variants"]
+    if variants.get(BASELINE, {}).get("recipe") != BASELINE:
+        yield (
+            f"variants: there is none called {BASELINE} with the recipe {BASELINE}; every variant is compared with it. "
+            f"Add the line `{BASELINE}: {{ recipe: {BASELINE} }}`"
+        )
+    shown = config["figures"]["batch_size"]
+    if shown is not None and shown not in config["latency"]["batch_sizes"]:
+        yield f"figures.batch_size: {shown} is not measured; latency.batch_sizes has {config['latency']['batch_sizes']}"
+    dataset, generated = config["dataset"], config["dataset"]["generated"]
+    if dataset["source"] == "generated":
+        queries = generated["classes"] * generated["val_per_class"]
+        if dataset["queries"] > queries:
+            yield f"dataset.queries: {dataset['queries']} asked for, but dataset.generated makes only {queries}"
+        train = generated["classes"] * generated["train_per_class"]
+        wanted = generated["classes"] * dataset["bank_per_class"] + dataset["calibration_images"]
+        if wanted > train:
+            yield (
+                f"dataset.bank_per_class and dataset.calibration_images: they need {wanted} training images, "
+                f"but dataset.generated makes only {train}"
+            )
+        if config["accuracy"]["k"] > generated["classes"] * dataset["bank_per_class"]:
+            yield f"accuracy.k: {config['accuracy']['k']} is more than the images of the bank"
+
+
+def _explain(error: ValidationError, prefix: tuple[str, ...] = (), suffix: str = "") -> str:
+    """Say in one line where a value is wrong and what would be right."""
+    where = ".".join(map(str, (*prefix, *error.absolute_path)))
+    label = f"{where}: " if where else ""
+    schema = error.schema if isinstance(error.schema, Mapping) else {}
+    match error.validator:
+        case "additionalProperties" if isinstance(error.instance, Mapping):
+            known = list(schema.get("properties", {}))
+            unknown = [key for key in error.instance if key not in known]
+            return "; ".join(f"{label}unknown key `{key}`{suffix}{_nearest(str(key), known)}" for key in unknown)
+        case "required":
+            missing = [key for key in error.validator_value if key not in error.instance]
+            return f"{label}missing {', '.join(f'`{key}`' for key in missing)}"
+        case "enum":
+            return f"{label}found {error.instance!r}{_nearest(str(error.instance), error.validator_value)}"
+        case "anyOf":
+            return f"{label}found {error.instance!r}, expected {_alternatives(error.validator_value)}"
+        case "pattern" if "propertyNames" in error.absolute_schema_path:
+            return (
+                f"{label}`{error.instance}` cannot be a variant's name: it becomes a folder; use up to 64 letters, "
+                "digits, and `_ . + -`, beginning with a letter or digit"
+            )
+        case _:
+            return f"{label}{error.message}" + (f" ({schema['description']})" if "description" in schema else "")
+
+
+def _nearest(word: str, known: Sequence[Any]) -> str:
+    names = [str(name) for name in known]
+    close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
+    guess = f"; did you mean `{close[0]}`?" if close else ""
+    return f"{guess} (known: {', '.join(names)})" if names else f"{guess} (there are none)"
+
+
+def _alternatives(options: Sequence[Mapping[str, Any]]) -> str:
+    """Name the alternatives of an `anyOf`, each of which is a constant or a type in this schema."""
+    words = {"array": "a list of ", "integer": "a whole number"}
+    return " or ".join(
+        f"`{option['const']}`"
+        if "const" in option
+        else words[option["type"]] + ", ".join(map(str, option.get("items", {}).get("enum", [])))
+        for option in options
+    )
+
+
+def _fill(instance: dict[str, Any], schema: Mapping[str, Any], root: Mapping[str, Any]) -> None:
+    """Set absent keys to the defaults of their (possibly referenced) sub-schemas, depth first."""
+    for key, entry in schema.get("properties", {}).items():
+        resolved = {**root["$defs"][entry["$ref"].rsplit("/", 1)[1]], **entry} if "$ref" in entry else entry
+        if key not in instance and "default" in resolved:
+            instance[key] = copy.deepcopy(resolved["default"])
+        if isinstance(instance.get(key), dict):
+            _fill(instance[key], resolved, root)

@@ -1,0 +1,110 @@
+"""Write a model as a TorchScript file that stock PyTorch loads without this project, and read it back."""
+
+import io
+import json
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dinoquant.errors import UserError
+from dinoquant.files import atomic
+from dinoquant.model_file import read_card
+from dinoquant.recipes.base import Quantized, engine
+
+CARD = "dinoquant.json"
+# Largest deviation allowed, relative to the largest feature: rounding of another summation order in float32, and of
+# bfloat16's 8 bit mantissa or a flipped int8 rounding carried through the layers.
+TOLERANCE_FLOAT32 = 1e-4
+TOLERANCE_REDUCED = 3e-2
+
+
+def export(
+    quantized: Quantized, path: str | Path, variant: str, options: Mapping[str, Any], info: Mapping[str, Any]
+) -> None:
+    """Trace ``quantized`` and write it to ``path``: float32 ``[B, 3, S, S]`` -> float32 ``[B, D]`` for any B.
+
+    The trace is taken at batch 1 and compared with the module at batch 2; the file is loaded again and compared with
+    the trace. What the file is, it says itself: `dinoquant.model_file.read_card`.
+
+    :param options: the variant's, with its recipe.
+    :param info: the float model's `info.json`.
+
+    Raises UserError if the model yields no feature vectors, RuntimeError if one of the comparisons fails.
+    """
+    images = torch.randn(2, 3, info["image_size"], info["image_size"], generator=torch.Generator().manual_seed(0))
+    traced = _trace(quantized, images[:1])
+    with torch.no_grad():
+        expected = quantized.module(images)
+        found = traced(images)
+    if found.ndim != 2:
+        raise UserError(
+            f"model.architecture yields {list(found.shape[1:])} per image, not one feature vector: "
+            "choose an architecture that pools its tokens."
+        )
+    tolerance = TOLERANCE_REDUCED if quantized.became else TOLERANCE_FLOAT32
+    _require_close(found, expected, tolerance, "the trace and the model it was taken from")
+    card = {
+        "variant": variant,
+        "recipe": options["recipe"],
+        "options": dict(options),
+        **{key: info[key] for key in ("architecture", "image_size", "mean", "std")},
+        "engine": quantized.engine,
+        "torch": torch.__version__,
+    }
+    with atomic(path) as partial:
+        partial.write_bytes(_serialize(traced, card))
+        reloaded = load(partial)
+    with torch.no_grad():
+        _require_close(reloaded(images), found, TOLERANCE_FLOAT32, "the file and the trace it was written from")
+
+
+def load(path: str | Path, device: str = "cpu") -> torch.jit.ScriptModule:
+    """Return a model that `export` wrote.
+
+    `torch.jit.load` alone packs quantized weights for PyTorch's default engine; this packs them for the variant's.
+    """
+    packed_for = read_card(Path(path))["engine"]
+    with engine(packed_for) if packed_for else nullcontext(), torchscript_warnings_known():
+        model: torch.jit.ScriptModule = torch.jit.load(path, device)  # type: ignore[no-untyped-call]  # not typed in torch
+    return model
+
+
+@contextmanager
+def torchscript_warnings_known() -> Iterator[None]:
+    """Keep PyTorch 2.15 from saying at every call that TorchScript is deprecated, and the tracer that sizes are fixed.
+
+    TorchScript is the format this project promises: no other loads in stock PyTorch from one file without the code of
+    the model. Sizes are fixed because each file is for one image size; the batch size is checked to be free.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"`torch\.jit\..*is deprecated", FutureWarning)
+        warnings.filterwarnings("ignore", "Converting a tensor to a Python boolean")  # a TracerWarning
+        yield
+
+
+@torch.no_grad()
+def _trace(quantized: Quantized, image: Tensor) -> torch.jit.ScriptModule:
+    with torchscript_warnings_known():
+        traced: torch.jit.ScriptModule = torch.jit.trace(  # type: ignore[no-untyped-call]  # not typed in torch
+            quantized.module.eval(), image, check_trace=False
+        )
+        return torch.jit.freeze(traced) if quantized.freeze else traced
+
+
+def _serialize(traced: torch.jit.ScriptModule, card: Mapping[str, Any]) -> bytes:
+    # Through memory: a file's name becomes part of the archive, and a temporary one would make equal models differ.
+    buffer = io.BytesIO()
+    with torchscript_warnings_known():
+        torch.jit.save(traced, buffer, _extra_files={CARD: json.dumps(card, sort_keys=True).encode()})
+    return buffer.getvalue()
+
+
+def _require_close(found: Tensor, expected: Tensor, tolerance: float, what: str) -> None:
+    deviation = float((found - expected).abs().max() / expected.abs().max())
+    if not deviation <= tolerance:  # written so that NaN fails too
+        raise RuntimeError(f"{what} differ by {deviation:.2g} of the largest feature; at most {tolerance:.2g} expected")

@@ -1,0 +1,72 @@
+"""Figure: what every kind of module became, per variant."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from dinoquant.figures.style import BASELINE, WIDTH, Style, finish
+
+UNTOUCHED_COLOUR = "#e6e6e6"
+
+
+def draw(audits: Mapping[str, pd.DataFrame], style: Style) -> Figure:
+    """Return a tile per variant and kind of module, coloured by what the modules became and shared out by their number.
+
+    ``audits`` maps a variant to its `audit.csv`.
+    """
+    baseline = audits[BASELINE]
+    weights = baseline.groupby("kind")["bytes_before"].sum().sort_values(ascending=False)
+    kinds = weights[weights > 0].index.tolist()
+    colours = _colours(audits, style)
+    figure, ax = plt.subplots(figsize=(WIDTH, 2.2 + 0.52 * len(style.variants)))
+    for y, variant in enumerate(style.variants):
+        for x, kind in enumerate(kinds):
+            _tile(ax, x, y, audits[variant][audits[variant]["kind"] == kind], colours)
+    _label(ax, kinds, style)
+    return finish(
+        figure,
+        "What the modules became",
+        "Tile: how many modules (or loose parameters) of that kind, what they became, the bytes they take. "
+        "Grey: left alone. Kinds without parameters are not shown.",
+    )
+
+
+def _colours(audits: Mapping[str, pd.DataFrame], style: Style) -> dict[str, Any]:
+    """Return a colour per precision, light enough for dark text; what was left in fp32 is grey."""
+    found = dict.fromkeys(_precision(name) for variant in style.variants for name in audits[variant]["became"])
+    others = [precision for precision in found if precision != BASELINE]
+    return {BASELINE: UNTOUCHED_COLOUR, **dict(zip(others, sns.color_palette("pastel", len(others)), strict=True))}
+
+
+def _precision(became: str) -> str:
+    """Return the first word of what a module became, as in "int8 dynamic, per-tensor weights (x86)"."""
+    return became.split()[0].rstrip(",")
+
+
+def _tile(ax: Axes, x: int, y: int, modules: pd.DataFrame, colours: Mapping[str, Any]) -> None:
+    left = x - 0.49
+    for became, group in modules.groupby("became", sort=False):
+        width = 0.98 * len(group) / len(modules)
+        ax.barh(
+            y, width, left=left, color=colours[_precision(str(became))], height=0.88, edgecolor="white", linewidth=2
+        )
+        gist = " ".join(str(became).replace(",", "").split()[:2])
+        text = f"{len(group)} {gist}\n{group['bytes_after'].sum() / 1e6:.2f} MB"
+        ax.text(left + width / 2, y, text, ha="center", va="center", size="x-small", color="#222222")
+        left += width
+
+
+def _label(ax: Axes, kinds: list[str], style: Style) -> None:
+    ax.set_xticks(range(len(kinds)), kinds)
+    ax.xaxis.tick_top()
+    ax.set_yticks(range(len(style.variants)), style.variants)
+    ax.set_xlim(-0.5, len(kinds) - 0.5)
+    ax.set_ylim(len(style.variants) - 0.5, -0.5)
+    ax.tick_params(length=0)
+    ax.grid(visible=False)
+    ax.spines[:].set_visible(False)

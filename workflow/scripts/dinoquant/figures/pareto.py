@@ -1,0 +1,145 @@
+"""Figure: accuracy against speed, with the front of variants that no other beats in both."""
+
+import math
+from itertools import product
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.text import Annotation, Text
+from matplotlib.transforms import Bbox
+
+from dinoquant.figures.style import (
+    MUTED,
+    WIDTH,
+    Rows,
+    Style,
+    at_batch_size,
+    by_variant,
+    deviations,
+    finish,
+    unsupported_notes,
+)
+
+Point = tuple[float, float]
+FRONT = "pareto-front"
+SPEED, ACCURACY = "latency_p50_ms", "cosine_mean"
+# Places for a label around its point: first near, right and left before above and below; then farther away.
+DISTANCES = [13, 26, 42, 60, 80, 105]  # points
+ANGLES = [0, 180, 90, 270, 35, 145, 325, 215]  # degrees
+
+
+def draw(table: pd.DataFrame, style: Style) -> Figure:
+    """Return the mean cosine to fp32 over the median latency in ms, a panel per device."""
+    table = at_batch_size(table, style)
+    devices = list(table["device"].unique())
+    rows = {device: by_variant(table[table["device"] == device], known=[SPEED, ACCURACY]) for device in devices}
+    size = (WIDTH, 1.5 + 4.3 * len(devices))
+    figure, panels = plt.subplots(len(devices), 1, figsize=size, squeeze=False)
+    for device, ax in zip(devices, panels.flat, strict=True):
+        _panel(ax, rows[device], style)
+        ax.set_title(device)
+    finish(
+        figure,
+        style.accuracy_title(f"Accuracy against speed at batch size {table['batch_size'].iloc[0]}"),
+        "Up and to the left is better. Whiskers: confidence intervals. "
+        "Line: the Pareto front; hollow: some other variant is both faster and closer to fp32.",
+        [*_unmeasured_notes(table), *unsupported_notes(table)],
+    )
+    figure.draw_without_rendering()  # the labels go where there is room, which the layout decides
+    for device, ax in zip(devices, panels.flat, strict=True):
+        _name_points(ax, _points(rows[device]))
+    return figure
+
+
+def front(points: dict[str, Point]) -> list[str]:
+    """Return the names of those (latency, accuracy) that no other beats or equals in both, the fastest first."""
+    best, names = -math.inf, []
+    for name, (_, accuracy) in sorted(points.items(), key=lambda item: (item[1][0], -item[1][1])):
+        if accuracy > best:
+            best = accuracy
+            names.append(name)
+    return names
+
+
+def _points(rows: Rows) -> dict[str, Point]:
+    return {variant: (row[SPEED], row[ACCURACY]) for variant, row in rows.items()}
+
+
+def _panel(ax: Axes, rows: Rows, style: Style) -> None:
+    points = _points(rows)
+    best = front(points)
+    steps = np.repeat([points[name] for name in best], 2, axis=0)
+    ax.plot(steps[1:, 0], steps[:-1, 1], color=MUTED, linewidth=1.2, zorder=1, gid=FRONT)
+    for variant, row in rows.items():
+        (x, y), colour, on_front = points[variant], style.colours[variant], variant in best
+        ax.errorbar(
+            x,
+            y,
+            xerr=deviations(x, row["latency_p50_ci_low_ms"], row["latency_p50_ci_high_ms"]),
+            yerr=deviations(y, row["cosine_mean_ci_low"], row["cosine_mean_ci_high"]),
+            marker=style.markers[variant],
+            markersize=9,
+            color=colour,
+            markerfacecolor=colour if on_front else "none",
+            markeredgewidth=1.8,
+            elinewidth=1.2,
+            zorder=2 if on_front else 3,  # a hollow marker must not hide behind a full one
+        )
+    ax.set_xlim(0, 1.22 * max(x for x, _ in points.values()))
+    ax.margins(y=0.18)
+    ax.set_xlabel("latency, median ms per batch")
+    ax.set_ylabel("mean cosine to fp32")
+
+
+def _name_points(ax: Axes, points: dict[str, Point]) -> None:
+    """Write the names beside their points, each at the first place where it covers no point, no name, not the front."""
+    inside = ax.get_window_extent()
+    radius = 7 * ax.figure.dpi / 72
+    centres = ax.transData.transform(list(points.values()))
+    taken = [Bbox([centre - radius, centre + radius]) for centre in centres]
+    lines = [line.get_path().transformed(line.get_transform()) for line in ax.lines if line.get_gid() == FRONT]
+    for name, point in points.items():
+        for distance, angle in product(DISTANCES, ANGLES):
+            label = _label(ax, name, point, distance, angle)
+            box = _text_box(label)
+            free = not any(box.overlaps(other) for other in taken)
+            clear = not any(line.intersects_bbox(box, filled=False) for line in lines)
+            if free and clear and inside.contains(*box.min) and inside.contains(*box.max):
+                break
+            label.remove()
+        else:  # no room anywhere: better covered than missing
+            box = _text_box(_label(ax, name, point, DISTANCES[0], ANGLES[0]))
+        taken.append(box)
+
+
+def _label(ax: Axes, name: str, point: Point, distance: float, angle: float) -> Annotation:
+    """Write ``name`` at ``distance`` points from ``point``; a line leads back to the point if that is far."""
+    direction = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+    align, anchor = ("left", 0) if direction[0] > 0.1 else ("right", 1) if direction[0] < -0.1 else ("center", 0.5)
+    line = {"arrowstyle": "-", "color": MUTED, "linewidth": 0.8, "shrinkA": 2, "shrinkB": 5, "relpos": (anchor, 0.5)}
+    return ax.annotate(
+        name,
+        point,
+        xytext=(distance * direction[0], distance * direction[1]),
+        textcoords="offset points",
+        ha=align,
+        va="center",
+        size="small",
+        arrowprops=line if distance > DISTANCES[0] else None,
+        in_layout=False,
+    )
+
+
+def _text_box(label: Annotation) -> Bbox:
+    """Return the box of the text alone, in pixels; an annotation's own box has the line to its point in it."""
+    label.get_window_extent()  # updates the position
+    return Text.get_window_extent(label).padded(3)
+
+
+def _unmeasured_notes(table: pd.DataFrame) -> list[str]:
+    """Return a sentence that names the variants whose speed is known but whose accuracy is not."""
+    rows = table[table[SPEED].notna() & table[ACCURACY].isna()]
+    return [f"Accuracy not measured: {', '.join(rows['variant'].unique())}"] if len(rows) else []

@@ -1,0 +1,147 @@
+"""What all figures share: the look, a fixed colour and marker per variant, footnotes, and reproducible files."""
+
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from dinoquant.files import atomic
+
+WIDTH = 9.0  # inches: 12 pt text is then about 15 px high at the 880 px of a README
+BASELINE = "fp32"
+BASELINE_COLOUR = "#3a3a3a"
+MUTED = "#6b6b6b"
+GRID = "#e3e3e3"
+MARKERS = "oDsv^P<X>phd*"
+# Files must be equal where the figures are: no dates, no versions, ids that do not come from a random number.
+HASH_SALT = "dinoquant"
+METADATA: dict[str, dict[str, Any]] = {
+    ".svg": {"Date": None, "Creator": None},
+    ".pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+    ".png": {"Software": None},
+}
+
+
+Row = Mapping[Any, Any]  # by column of the summary
+Rows = Mapping[str, Row]  # by variant
+
+
+@dataclass(frozen=True)
+class Style:
+    """The look of a run's figures: one colour and one marker per variant, in the config's order."""
+
+    variants: tuple[str, ...]
+    colours: Mapping[str, Any]
+    markers: Mapping[str, str]
+    dpi: int
+    batch_size: int | None
+    substitute: str | None
+
+    def accuracy_title(self, title: str) -> str:
+        """Return the title of a figure that shows an accuracy, with a warning where its inputs are a substitute."""
+        return f"{title}\n({self.substitute}: accuracy says nothing about DINO)" if self.substitute else title
+
+
+def use_style(config: Mapping[str, Any]) -> Style:
+    """Set the look of all figures from the config's ``figures`` and return the style of its variants.
+
+    fp32 is always dark grey; the others get the palette's colours in turn, and markers that repeat later than these.
+    """
+    sns.set_theme(
+        context="notebook",
+        style="whitegrid",
+        font_scale=config["font_scale"],
+        rc={
+            "svg.hashsalt": HASH_SALT,
+            "grid.color": GRID,
+            "axes.edgecolor": "#b5b5b5",
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.titlelocation": "left",
+            "axes.titleweight": "bold",
+            "axes.titlesize": mpl.rcParamsDefault["font.size"] * 1.2 * config["font_scale"],
+            "figure.constrained_layout.use": True,
+            "figure.constrained_layout.h_pad": 0.08,
+            "figure.constrained_layout.w_pad": 0.08,
+        },
+    )
+    variants = tuple(config["variants"])
+    others = [variant for variant in variants if variant != BASELINE]
+    palette = sns.color_palette(config["palette"], len(others))
+    return Style(
+        variants=variants,
+        colours={BASELINE: BASELINE_COLOUR, **dict(zip(others, palette, strict=True))},
+        markers={variant: MARKERS[i % len(MARKERS)] for i, variant in enumerate([BASELINE, *others])},
+        dpi=config["dpi"],
+        batch_size=config["batch_size"],
+        substitute=config["substitute"],
+    )
+
+
+def read_summary(path: str | Path) -> pd.DataFrame:
+    """Return the summary table; names and reasons stay text, whatever they look like."""
+    return pd.read_csv(path, dtype={"variant": str, "device": str, "status": str, "reason": str})
+
+
+def at_batch_size(table: pd.DataFrame, style: Style) -> pd.DataFrame:
+    """Return the rows at ``figures.batch_size``, or at the smallest that was measured."""
+    batch_size = table["batch_size"].min() if style.batch_size is None else style.batch_size
+    return table[table["batch_size"] == batch_size]
+
+
+def by_variant(table: pd.DataFrame, known: Sequence[str] = ()) -> Rows:
+    """Return every variant's first row, by column, among those in which the columns ``known`` are not missing."""
+    rows = table.dropna(subset=list(known)).drop_duplicates("variant")
+    return {row["variant"]: row for row in rows.to_dict("records")}
+
+
+def unsupported_notes(table: pd.DataFrame) -> list[str]:
+    """Return a sentence per device and reason that names the variants which do not run there."""
+    rows = table[table["status"] == "unsupported"].drop_duplicates(["device", "variant"])
+    groups = rows.groupby(["device", "reason"])["variant"].agg(", ".join).reset_index()
+    return [f"Not on {row['device']}: {row['variant']} ({row['reason']})" for row in groups.to_dict("records")]
+
+
+def deviations(value: float, low: float, high: float) -> list[list[float]]:
+    """Return an interval as matplotlib wants it: distances below and above ``value``; NaN where there is none."""
+    return [[value - low], [high - value]]
+
+
+def variant_axis(ax: Axes, variants: Sequence[str]) -> None:
+    """Label the rows of a horizontal chart with the variants, the first on top; no grid, as values stand beside."""
+    ax.set_yticks(range(len(variants)), variants)
+    ax.set_ylim(len(variants) - 0.4, -0.6)
+    ax.grid(visible=False)
+    ax.tick_params(axis="y", length=0)
+    ax.spines["left"].set_visible(False)
+
+
+def empty_row(ax: Axes, row: float, text: str) -> None:
+    """Say in the place of a bar or marker why there is none."""
+    position = (0.01, row)
+    ax.annotate(
+        text, position, xycoords=ax.get_yaxis_transform(), va="center", color=MUTED, style="italic", size="small"
+    )
+
+
+def finish(figure: Figure, title: str, subtitle: str, notes: Iterable[str] = ()) -> Figure:
+    """Add the title, the line that explains the marks, and the notes at the foot."""
+    text_width = round(112 / (mpl.rcParams["font.size"] / 12))
+    figure.suptitle(title, x=0.012, ha="left", weight="bold")
+    lines = [line for text in (subtitle, *notes) for line in textwrap.wrap(text, text_width)]
+    figure.supxlabel("\n".join(lines), x=0.012, ha="left", size="small", color=MUTED)
+    return figure
+
+
+def save(figure: Figure, paths: Iterable[str | Path], dpi: int) -> None:
+    """Write the figure to ``paths`` in the formats of their suffixes; the same figure gives the same bytes."""
+    for path in map(Path, paths):
+        with atomic(path) as partial:
+            figure.savefig(partial, dpi=dpi, metadata=METADATA[path.suffix])

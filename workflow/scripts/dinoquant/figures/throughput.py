@@ -1,0 +1,72 @@
+"""Figure: images per second over batch size."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
+from scipy.optimize import isotonic_regression
+
+from dinoquant.figures.style import WIDTH, Style, finish, unsupported_notes
+
+
+def draw(table: pd.DataFrame, style: Style) -> Figure:
+    """Return a line per variant, named at its right end, and a panel per device."""
+    rows = table[table["status"] == "ok"]
+    devices = list(table["device"].unique())
+    size = (WIDTH, 1.5 + 4.2 * len(devices))
+    figure, panels = plt.subplots(len(devices), 1, figsize=size, squeeze=False)
+    for device, ax in zip(devices, panels.flat, strict=True):
+        _panel(ax, rows[rows["device"] == device], style)
+        ax.set_title(device)
+    return finish(
+        figure,
+        "Throughput",
+        "Images per second: batch size over median latency. Higher is better.",
+        unsupported_notes(table),
+    )
+
+
+def _panel(ax: Axes, rows: pd.DataFrame, style: Style) -> None:
+    batch_sizes = sorted(rows["batch_size"].unique())
+    ends = {}
+    for variant in rows["variant"].unique():
+        line = rows[rows["variant"] == variant].sort_values("batch_size")
+        look = {"color": style.colours[variant], "marker": style.markers[variant]}
+        ax.plot(line["batch_size"], line["throughput_ips"], markersize=8, linewidth=2, **look)
+        ends[variant] = float(line["throughput_ips"].iloc[-1])
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(batch_sizes, [str(size) for size in batch_sizes])
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.set_ylim(0, 1.08 * rows["throughput_ips"].max())
+    ax.set_xlabel("batch size")
+    ax.set_ylabel("images per second")
+    _name_lines(ax, batch_sizes[-1], ends, style)
+
+
+def _name_lines(ax: Axes, x: float, ends: dict[str, float], style: Style) -> None:
+    """Write the names to the right of the axes, in the order of the lines' ends and far enough apart to be read."""
+    top = ax.get_ylim()[1]
+    names = sorted(ends, key=lambda name: ends[name])
+    heights = spread([ends[name] for name in names], 0.062 * top, top)
+    for name, height in zip(names, heights, strict=True):
+        ax.annotate(
+            name,
+            (x, ends[name]),
+            xytext=(1.03, height / top),
+            textcoords="axes fraction",
+            va="center",
+            size="small",
+            arrowprops={"arrowstyle": "-", "color": style.colours[name], "linewidth": 1, "relpos": (0, 0.5)},
+        )
+
+
+def spread(values: list[float], gap: float, top: float) -> list[float]:
+    """Return the ascending ``values`` moved apart by ``gap`` at least, close to where they were and below ``top``.
+
+    Least squares under the constraints: with ``gap`` taken off per rank, they are the nearest ascending sequence.
+    """
+    ranks = np.arange(len(values))
+    shifted = isotonic_regression(np.asarray(values) - gap * ranks).x + gap * ranks
+    return list(shifted - max(0.0, shifted[-1] - top))

@@ -1,0 +1,69 @@
+"""What every script of the workflow shares: its log, its errors, and the record of when it did its real work."""
+
+import errno
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from dinoquant.errors import UserError
+
+log = logging.getLogger("dinoquant")
+
+
+@contextmanager
+def job(snakemake: Any) -> Iterator[None]:
+    """Run a script's body with logging to its ``log:`` file and to stderr; end with status 1 and a readable error.
+
+    The file gets everything, with time stamps, library warnings and tracebacks; stderr gets the messages only.
+    """
+    _set_up_logging(Path(snakemake.log[0]), snakemake.rule)
+    try:
+        yield
+    except UserError as error:
+        log.error("%s", error)
+        sys.exit(1)
+    except OSError as error:
+        log.debug("traceback", exc_info=True)
+        log.error("%s%s", error, _advice(error))
+        sys.exit(1)
+    except Exception:
+        log.exception("unexpected error: please report it with this log")
+        sys.exit(1)
+
+
+@contextmanager
+def span(name: str) -> Iterator[None]:
+    """Record in the log when the work called ``name`` began and ended (Unix time, seconds).
+
+    `tests/bench/overhead.py` adds these up: wall time outside all spans is what the machinery costs.
+    """
+    start = time.time()
+    try:
+        yield
+    finally:
+        log.debug("span %s %.6f %.6f", name, start, time.time())
+
+
+def _set_up_logging(path: Path, rule: str) -> None:
+    to_file = logging.FileHandler(path, mode="w", encoding="utf-8")
+    to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    to_stderr = logging.StreamHandler()
+    to_stderr.setLevel(logging.INFO)
+    to_stderr.setFormatter(logging.Formatter(f"{rule}: %(message)s"))
+    log.handlers = [to_file, to_stderr]
+    log.setLevel(logging.DEBUG)
+    log.propagate = False
+    logging.captureWarnings(True)
+    logging.getLogger("py.warnings").addHandler(to_file)
+
+
+def _advice(error: OSError) -> str:
+    if error.errno == errno.ENOSPC:
+        return "\nThe disk is full. Free some space and run the same command again: finished results are kept."
+    if error.errno in (errno.EROFS, errno.EACCES):
+        return "\nThe folder cannot be written to. Make it writable, or run with --directory DIR, and try again."
+    return ""

@@ -1,0 +1,233 @@
+"""Time a model beside its fp32 original, so that what the machine does to one it does to the other.
+
+The two are timed in the same process, on the same input, in short blocks that alternate in a random order; the
+speed-up is taken round by round. Machine drift (clock frequency, temperature, neighbours) is slower than a round, hits
+both and cancels in the ratio. Interleaving after Kalibera & Jones, "Rigorous Benchmarking in Reasonable Time" (2013);
+percentile bootstrap after Efron & Tibshirani, "An Introduction to the Bootstrap" (1993), chapter 13.
+"""
+
+import gc
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+ARMS = ("variant", "fp32")
+CONFIDENCE = 0.95
+RESAMPLES = 2000
+# Even the whole range of n rounds covers their median with probability 1 - 2 * 0.5**n only: 0.9375 for 5.
+MIN_ROUNDS_FOR_INTERVAL = 6
+MIN_SAMPLES_FOR_P90 = 10
+MIN_SAMPLES_FOR_P99 = 100
+# TorchScript's profiling executor observes the first call of a shape and compiles during the second.
+SPECIALISING_CALLS = 2
+MIN_CALLS_FOR_UNTIMED = 10
+STEADY_GROUP_SECONDS = 0.1
+STEADY_TOLERANCE = 0.05
+
+Call = Callable[[], float]
+Samples = dict[str, list[list[float]]]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a timing is taken: number of rounds, length of a block and longest warm-up in seconds, and the seed."""
+
+    rounds: int
+    block_seconds: float
+    warmup_seconds: float
+    seed: int
+
+
+class Warmup(NamedTuple):
+    """What a warm-up took, whether the call time had settled at its end, and that call time in seconds."""
+
+    calls: int
+    seconds: float
+    steady: bool
+    call_seconds: float
+
+
+def use_threads(threads: int) -> None:
+    """Give PyTorch ``threads`` threads inside an operator and one between operators.
+
+    Overrides OMP_NUM_THREADS, which Snakemake sets to the number of cores it was told of. Denormals are left as
+    PyTorch has them by default, computed in full, because that is what a user of the model gets.
+    """
+    torch.set_num_threads(threads)
+    if torch.get_num_interop_threads() != 1:  # may be set only once in a process
+        torch.set_num_interop_threads(1)
+    torch.set_flush_denormal(False)
+
+
+def measure(
+    variant: Path, fp32: Path, *, image_size: int, batch_size: int, device: str, threads: int, protocol: Protocol
+) -> dict[str, Any]:
+    """Time the TorchScript files ``variant`` and ``fp32`` side by side and return samples and statistics for JSON.
+
+    Both get the same float32 standard normal input [batch_size, 3, image_size, image_size]. With ``variant`` the same
+    file as ``fp32`` (loaded twice) this is the A/A control: its speed-up should be 1.
+    """
+    use_threads(threads)
+    generator = torch.Generator().manual_seed(protocol.seed)
+    images = torch.randn(batch_size, 3, image_size, image_size, generator=generator).to(device)
+    calls = {"variant": _timed_call(variant, images, device), "fp32": _timed_call(fp32, images, device)}
+    started = time.time()
+    with torch.inference_mode(), _no_garbage_collection():
+        warmups = {arm: warm_up(call, protocol.warmup_seconds) for arm, call in calls.items()}
+        counts = {arm: calls_per_block(warmups[arm].call_seconds, protocol.block_seconds) for arm in ARMS}
+        samples, first = interleave(calls, counts, protocol)
+    return {
+        "device": device,
+        "batch_size": batch_size,
+        "threads": threads,
+        "protocol": {
+            "rounds": protocol.rounds,
+            "block_seconds": protocol.block_seconds,
+            "warmup_seconds": protocol.warmup_seconds,
+            "seed": protocol.seed,
+            "calls_per_block": counts,
+            "untimed_calls_per_block": {arm: untimed_calls(counts[arm]) for arm in ARMS},
+            "interop_threads": torch.get_num_interop_threads(),
+            "flush_denormal": False,
+            "confidence": CONFIDENCE,
+            "resamples": RESAMPLES,
+        },
+        "samples_ms": samples,
+        "first": first,
+        "warmup": {arm: {"calls": w.calls, "seconds": w.seconds, "steady": w.steady} for arm, w in warmups.items()},
+        **summarise(samples, batch_size, protocol.seed),
+        "started": started,
+        "finished": time.time(),
+    }
+
+
+def _timed_call(path: Path, images: torch.Tensor, device: str) -> Call:
+    """Load a model; return a function that runs it once and returns the ms until the result is there, on a GPU too."""
+    model = torch.jit.load(path, map_location=device).eval()  # type: ignore[no-untyped-call]  # not typed in torch
+    synchronise = torch.cuda.synchronize if device == "cuda" else None
+
+    def call() -> float:
+        if synchronise:
+            synchronise()
+        start = time.perf_counter_ns()
+        model(images)
+        if synchronise:
+            synchronise()
+        return (time.perf_counter_ns() - start) / 1e6
+
+    return call
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def warm_up(call: Call, limit_seconds: float) -> Warmup:
+    """Call until the medians of two consecutive groups of calls agree within 5 %, or ``limit_seconds`` have passed.
+
+    A group lasts about 0.1 s. The calls in which TorchScript specialises the model belong to no group; after them there
+    is always one call, and whatever it takes to compare two groups while there is time.
+    """
+    start = time.perf_counter()
+    for _ in range(SPECIALISING_CALLS):
+        call()
+    times = [call()]
+    size = calls_per_block(times[0] / 1e3, STEADY_GROUP_SECONDS)
+    while not (steady := _is_steady(times, size)) and time.perf_counter() - start < limit_seconds:
+        times.append(call())
+    seconds = time.perf_counter() - start
+    return Warmup(SPECIALISING_CALLS + len(times), seconds, steady, float(np.median(times[-size:])) / 1e3)
+
+
+def _is_steady(times: list[float], size: int) -> bool:
+    """Compare the last two groups, at the end of each group only: a look after every call would find chance matches."""
+    if len(times) < 2 * size or len(times) % size:
+        return False
+    before, after = np.median(times[-2 * size : -size]), np.median(times[-size:])
+    return bool(abs(after - before) <= STEADY_TOLERANCE * before)
+
+
+def calls_per_block(call_seconds: float, block_seconds: float) -> int:
+    """Return how many calls last about ``block_seconds``; at least one."""
+    return max(1, round(block_seconds / call_seconds))
+
+
+def untimed_calls(calls: int) -> int:
+    """Return how many calls open a block of ``calls`` untimed.
+
+    The other model has emptied the caches, which costs the first call about 1 ms (ViT-S, int8 after fp32, 32 MB of
+    cache). Among many short calls these would be the 99th percentile: one of interleaving, not of the model. Long calls
+    hardly notice, and one in few would cost much time.
+    """
+    return 1 if calls >= MIN_CALLS_FOR_UNTIMED else 0
+
+
+def interleave(calls: dict[str, Call], counts: dict[str, int], protocol: Protocol) -> tuple[Samples, list[str]]:
+    """Return the samples in ms, per arm and round, and which arm went first in each round (by the protocol's seed)."""
+    variant_first = np.random.default_rng(protocol.seed).integers(2, size=protocol.rounds)
+    samples: Samples = {arm: [] for arm in ARMS}
+    first = []
+    for flip in tqdm(variant_first, desc="rounds", disable=None):
+        order = ARMS if flip else ARMS[::-1]
+        first.append(order[0])
+        for arm in order:
+            for _ in range(untimed_calls(counts[arm])):
+                calls[arm]()
+            samples[arm].append([calls[arm]() for _ in range(counts[arm])])
+    return samples, first
+
+
+def summarise(samples_ms: Samples, batch_size: int, seed: int) -> dict[str, Any]:
+    """Return the statistics of ``samples_ms`` (arm -> rounds -> ms; rounds equally long within an arm).
+
+    The speed-up is the median over rounds of (median of the round's fp32 block / median of its variant block).
+    Intervals are 95 % percentile bootstraps that resample rounds, because calls within a block are not independent;
+    None with fewer than 6 rounds, which no such interval can cover. The upper percentiles are None where there are too
+    few samples to see them.
+    """
+    variant, fp32 = (np.asarray(samples_ms[arm]) for arm in ARMS)
+    ratios = np.median(fp32, axis=1) / np.median(variant, axis=1)
+    p50 = float(np.median(variant))
+    p50_low, p50_high = median_interval(variant, seed)
+    speedup_low, speedup_high = median_interval(ratios[:, None], seed)
+    return {
+        "samples": variant.size,
+        "latency_p50_ms": p50,
+        "latency_p50_ci_low_ms": p50_low,
+        "latency_p50_ci_high_ms": p50_high,
+        "latency_p90_ms": float(np.quantile(variant, 0.90)) if variant.size >= MIN_SAMPLES_FOR_P90 else None,
+        "latency_p99_ms": float(np.quantile(variant, 0.99)) if variant.size >= MIN_SAMPLES_FOR_P99 else None,
+        "throughput_ips": batch_size * 1e3 / p50,
+        "fp32_p50_ms": float(np.median(fp32)),
+        "speedup": float(np.median(ratios)),
+        "speedup_ci_low": speedup_low,
+        "speedup_ci_high": speedup_high,
+    }
+
+
+def median_interval(rounds: NDArray[np.float64], seed: int) -> tuple[float, float] | tuple[None, None]:
+    """Return the bootstrap interval of the median of all of ``rounds`` [rounds, samples], resampling whole rounds."""
+    n = len(rounds)
+    if n < MIN_ROUNDS_FOR_INTERVAL:
+        return None, None
+    rng = np.random.default_rng(seed)
+    resamples = rng.integers(n, size=(RESAMPLES, n))
+    # In parts, because all resampled rounds of a model with many short calls would take gigabytes.
+    parts = np.array_split(resamples, 50)
+    medians = np.concatenate([np.median(rounds[part].reshape(len(part), -1), axis=1) for part in parts])
+    low, high = np.quantile(medians, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return float(low), float(high)

@@ -1,0 +1,15 @@
+"""Read the manifest of the packed images. Needs no PyTorch."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def read_split(path: str | Path, split: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the places in the image array and the labels, both ``[N]``, of a split's images, in manifest order."""
+    with Path(path).open(encoding="utf-8", newline="") as stream:
+        rows = [(int(row["index"]), int(row["label"])) for row in csv.DictReader(stream) if row["split"] == split]
+    indices, labels = np.array(rows, dtype=np.int64).reshape(-1, 2).T
+    return indices, labels

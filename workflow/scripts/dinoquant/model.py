@@ -1,0 +1,109 @@
+"""Build the float vision transformer that everything else is derived from and compared with."""
+
+import difflib
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import timm
+import torch
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import VisionTransformer
+
+from dinoquant.errors import UserError
+
+log = logging.getLogger("dinoquant")
+
+
+def build(architecture: str, image_size: int | None = None) -> VisionTransformer:
+    """Return timm's network ``architecture`` without classifier, in eval mode, with arbitrary weights.
+
+    :param image_size: side in pixels; None keeps the architecture's.
+
+    Raises UserError for an unknown name, a network that is no vision transformer, or an impossible size.
+    """
+    _require_known(architecture)
+    model = timm.create_model(architecture, pretrained=False, num_classes=0)
+    if not isinstance(model, VisionTransformer):
+        raise UserError(
+            f"model.architecture {architecture!r} is a {type(model).__name__}, not a plain vision transformer. "
+            "Choose one that timm builds as VisionTransformer: the vit_* and deit_* names without hybrids."
+        )
+    resize(model, image_size)
+    return model.eval().requires_grad_(False)
+
+
+def resize(model: VisionTransformer, image_size: int | None) -> None:
+    """Make ``model`` take images of ``image_size`` pixels a side, interpolating its position embedding; None: as it is.
+
+    Raises UserError if the patches would not tile the image.
+    """
+    if image_size is None or image_size == side(model):
+        return
+    patch = int(model.patch_embed.patch_size[0])
+    if image_size % patch:
+        below = image_size // patch * patch
+        nearest = " or ".join(str(size) for size in (below, below + patch) if size)
+        raise UserError(
+            f"model.image_size is {image_size}, which patches of {patch} pixels do not tile. Nearest sizes: {nearest}."
+        )
+    model.set_input_size(img_size=(image_size, image_size))
+    model.requires_grad_(False)
+
+
+def side(model: VisionTransformer) -> int:
+    """Return the side in pixels of the square images that ``model`` takes."""
+    return int(model.patch_embed.img_size[0])
+
+
+def seeded(architecture: str, image_size: int | None, seed: int) -> VisionTransformer:
+    """Return ``build`` with timm's random initialisation from ``seed``; the global random state stays as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return build(architecture, image_size)
+
+
+def info(
+    model: VisionTransformer, architecture: str, normalization: str, *, substitute: str | None, dropped: Sequence[str]
+) -> dict[str, Any]:
+    """Return what later steps must know of the model, ready for JSON.
+
+    :param normalization: "imagenet" (DINO's protocol) or "architecture" (timm's statistics for these weights).
+    :param substitute: what stands in for trained weights, or None.
+    :param dropped: tensors of the checkpoint that were left out.
+    """
+    imagenet = (list(IMAGENET_DEFAULT_MEAN), list(IMAGENET_DEFAULT_STD))
+    statistics: Any = model.pretrained_cfg
+    native = (list(statistics["mean"]), list(statistics["std"]))
+    mean, std = imagenet if normalization == "imagenet" else native
+    note = None
+    if (mean, std) != native:
+        note = (
+            f"Images are normalised with ImageNet's mean and standard deviation, but timm lists mean {native[0]} and "
+            f"std {native[1]} for {architecture}. If its weights were trained with those, set model.normalization to "
+            '"architecture": features and accuracies change.'
+        )
+        log.warning("%s", note)
+    return {
+        "architecture": architecture,
+        "image_size": side(model),
+        "mean": mean,
+        "std": std,
+        "feature_dim": model.num_features,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "normalization": normalization,
+        "note": note,
+        "substitute": substitute,
+        "dropped": list(dropped),
+    }
+
+
+def _require_known(architecture: str) -> None:
+    tagged = timm.list_pretrained()
+    if timm.is_model(architecture) and (architecture in tagged or "." not in architecture):
+        return
+    near = difflib.get_close_matches(architecture, [*timm.list_models(), *tagged], n=5)
+    raise UserError(
+        f"model.architecture {architecture!r} is not a name that timm {timm.__version__} knows. "
+        + (f"Did you mean: {', '.join(near)}?" if near else "See timm.list_models() for the names.")
+    )

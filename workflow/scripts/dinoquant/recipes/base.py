@@ -1,0 +1,145 @@
+"""What the quantization recipes share: what they return, how a model's parts are counted, the check on promises."""
+
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dinoquant.errors import UserError
+
+
+@dataclass(frozen=True)
+class Part:
+    """A leaf module, a function without a module, or a parameter outside leaf modules."""
+
+    name: str
+    kind: str
+    parameters: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What a recipe made of one part, and how many bytes that takes in the file."""
+
+    what: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A recipe's result."""
+
+    module: nn.Module  # float32 [B, 3, S, S], normalised -> float32 [B, D]; can be traced
+    asked: Collection[str]  # kinds of parts that the variant asked to convert
+    became: Mapping[str, Converted]  # by the part's name in the float model; the others are as they were
+    engine: str | None = None  # of the `quantized::` operators: weights are packed for it, also on loading
+    freeze: bool = True  # whether TorchScript may fold the weights into constants
+
+
+def parts(model: nn.Module) -> list[Part]:
+    """Return every part of ``model`` in the order of its modules.
+
+    timm computes attention's softmax inside `scaled_dot_product_attention`, without a module of its own.
+    """
+    found = []
+    for name, module in model.named_modules():
+        if not list(module.children()):
+            found.append(Part(name, type(module).__name__, _count(module), stored_bytes(module)))
+            continue
+        found += [
+            Part(f"{name}.{own}".lstrip("."), "Parameter", tensor.numel(), tensor.nbytes)
+            for own, tensor in module.named_parameters(recurse=False)
+        ]
+        if hasattr(module, "fused_attn"):
+            found.append(Part(f"{name}.softmax", "softmax", 0, 0))
+    return found
+
+
+def converted(before: nn.Module, after: nn.Module, describe: Callable[[nn.Module], str | None]) -> dict[str, Converted]:
+    """Return what became of each leaf module of ``before``, judged by the module of the same name in ``after``.
+
+    :param describe: says what a module is now, None for a float one.
+    """
+    found = {}
+    for name, module in before.named_modules():
+        if list(module.children()):
+            continue
+        now = after.get_submodule(name)
+        what = describe(now)
+        if what is not None:
+            found[name] = Converted(what, stored_bytes(now))
+    return found
+
+
+def require_converted(model: nn.Module, asked: Collection[str], became: Mapping[str, Converted]) -> None:
+    """Raise UserError if there is a module type that the variant asked for and of which nothing was converted.
+
+    PyTorch skips what it has no kernel for without a word: asked for Conv2d, `quantize_dynamic` changes
+    nothing.
+    """
+    for kind in asked:
+        present = [part.name for part in parts(model) if part.kind == kind]
+        if not any(name in became for name in present):
+            found = f"the {len(present)} there stayed float32 ({', '.join(present[:3])})" if present else "it has none"
+            raise UserError(
+                f"modules lists {kind}, but no {kind} of this model was quantized: {found}. "
+                f"Remove {kind} from the variant's modules: its name would promise what the model does not hold."
+            )
+
+
+def stored_bytes(module: nn.Module) -> int:
+    """Return the bytes of the tensors that ``module`` keeps in a file: weights, biases, scales, zero points."""
+    return sum(_bytes(value) for value in module.state_dict().values())
+
+
+@contextmanager
+def engine(name: str) -> Iterator[str]:
+    """Pack quantized weights for the engine ``name`` ("auto": PyTorch's default for this machine); yields its name.
+
+    Raises UserError if this build of PyTorch lacks it.
+    """
+    before = torch.backends.quantized.engine
+    chosen = before if name == "auto" else name
+    available = [known for known in torch.backends.quantized.supported_engines if known != "none"]
+    if chosen not in available:
+        raise UserError(
+            f"engine {chosen!r} is not in this build of PyTorch {torch.__version__}. "
+            f"Available here: {', '.join(available)}. Choose one of these, or auto."
+        )
+    torch.backends.quantized.engine = chosen
+    try:
+        yield chosen
+    finally:
+        torch.backends.quantized.engine = before
+
+
+@contextmanager
+def deprecations_known() -> Iterator[None]:
+    """Keep PyTorch from saying at every call that eager-mode quantization will go.
+
+    It is in all versions that envs/ allows (2.11 to 2.15), and its successor writes no TorchScript.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.ao.quantization is deprecated", DeprecationWarning)
+        warnings.filterwarnings("ignore", "torch.quantize_per_tensor, torch.quantize_per_channel", UserWarning)
+        yield
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _bytes(value: Any) -> int:
+    if isinstance(value, (tuple, list)):  # packed weight and bias
+        return sum(_bytes(item) for item in value)
+    if not isinstance(value, Tensor):
+        return 0
+    if value.is_quantized and value.qscheme() in (torch.per_channel_affine, torch.per_channel_symmetric):
+        scales = value.q_per_channel_scales().nbytes + value.q_per_channel_zero_points().nbytes
+        return value.numel() * value.element_size() + scales
+    return value.numel() * value.element_size()

@@ -1,0 +1,37 @@
+"""The float recipes: the model in float32, bfloat16 or float16 throughout."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dinoquant.recipes.base import Converted, Quantized, parts
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Cast(nn.Module):
+    """A model of another precision behind a float32 interface."""
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.model = model
+        self.dtype = dtype
+
+    def forward(self, images: Tensor) -> Tensor:
+        """float32 ``[B, 3, S, S]`` -> float32 ``[B, D]``."""
+        features: Tensor = self.model(images.to(self.dtype))
+        return features.to(torch.float32)
+
+
+def quantize(model: nn.Module, options: Mapping[str, Any], calibration: Tensor | None) -> Quantized:
+    """Cast parameters and arithmetic; ``calibration`` is not used."""
+    dtype = DTYPES[options["recipe"]]
+    if dtype == torch.float32:
+        return Quantized(model, asked=(), became={})
+    cast = copy.deepcopy(model).to(dtype)
+    found = parts(cast)
+    became = {part.name: Converted(str(dtype).removeprefix("torch."), part.bytes) for part in found}
+    return Quantized(Cast(cast, dtype), asked={part.kind for part in found}, became=became)

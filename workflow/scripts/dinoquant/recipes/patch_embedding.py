@@ -1,0 +1,47 @@
+"""Rewrite a patch embedding, a convolution whose kernel does not overlap, as the Linear layer that it is."""
+
+from torch import Tensor, nn
+
+
+class PatchLinear(nn.Module):
+    """A Linear over flattened patches: what a convolution computes whose stride equals its kernel.
+
+    float32 ``[B, C, H, W]`` -> float32 ``[B, D, H // kernel, W // kernel]``.
+    """
+
+    def __init__(self, convolution: nn.Conv2d) -> None:
+        super().__init__()
+        self.kernel = convolution.kernel_size
+        weight = convolution.weight.flatten(1)
+        self.linear = nn.Linear(weight.shape[1], weight.shape[0], bias=convolution.bias is not None, device="meta")
+        self.linear.weight = nn.Parameter(weight, requires_grad=False)
+        if convolution.bias is not None:
+            self.linear.bias = nn.Parameter(convolution.bias, requires_grad=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Cut the patches, multiply, and put the features where the convolution puts them."""
+        height, width = self.kernel
+        patches = images.unfold(2, height, height).unfold(3, width, width)
+        features: Tensor = self.linear(patches.permute(0, 2, 3, 1, 4, 5).flatten(3))
+        return features.permute(0, 3, 1, 2)
+
+
+def is_patch_embedding(module: nn.Module) -> bool:
+    """Tell whether ``module`` is a convolution that `PatchLinear` computes exactly."""
+    return (
+        isinstance(module, nn.Conv2d)
+        and module.stride == module.kernel_size
+        and module.padding in ((0, 0), "valid")
+        and module.dilation == (1, 1)
+        and module.groups == 1
+    )
+
+
+def rewrite(model: nn.Module) -> list[str]:
+    """Replace every patch embedding of ``model`` in place; return the names of the Linear layers inside them."""
+    names = [name for name, module in model.named_modules() if is_patch_embedding(module)]
+    for name in names:
+        convolution = model.get_submodule(name)
+        assert isinstance(convolution, nn.Conv2d)
+        model.set_submodule(name, PatchLinear(convolution))
+    return [f"{name}.linear" for name in names]

@@ -1,0 +1,216 @@
+"""`results/report.html`: one page, complete in itself, that says what was found, how, and on what."""
+
+import base64
+import csv
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from dinoquant.files import read_json
+
+CLOSE = 0.99  # mean cosine to fp32 from which a variant's features count as the same in the page's first sentence
+CAPTIONS = {
+    "latency": "How long a call takes. The ratio to fp32, timed in alternation, is firmer than the milliseconds.",
+    "throughput": "How many images per second, and what a larger batch changes.",
+    "size": "What the model takes on disk.",
+    "pareto": "What speed costs in fidelity. A variant off the line is beaten by one on it in both.",
+    "fidelity": "How far features and predictions moved from fp32's. A loss whose interval includes zero is not shown.",
+    "audit": "What each variant did to the modules, whatever it was asked to do.",
+}
+Row = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the page's table: where it comes from in the summary, its heading, and how to print it."""
+
+    name: str
+    heading: str
+    form: str
+    interval: tuple[str, str] | None = None
+
+
+# Where a variant does not run, the reason takes the place of what is measured; the rest is known of every model.
+MEASURED_COLUMNS = [
+    Column("latency_p50_ms", "p50, ms", ".2f", ("latency_p50_ci_low_ms", "latency_p50_ci_high_ms")),
+    Column("latency_p90_ms", "p90, ms", ".2f"),
+    Column("latency_p99_ms", "p99, ms", ".2f"),
+    Column("speedup", "times as fast", ".2f", ("speedup_ci_low", "speedup_ci_high")),
+    Column("throughput_ips", "images/s", ".1f"),
+    Column("cosine_mean", "cosine", ".4f", ("cosine_mean_ci_low", "cosine_mean_ci_high")),
+    Column("cosine_p5", "cosine, 5th pct.", ".4f"),
+    Column("knn_top1", "k-NN top-1, %", ".2f", ("knn_top1_ci_low", "knn_top1_ci_high")),
+    Column("knn_top1_drop", "top-1 lost, points", ".2f", ("knn_top1_drop_ci_low", "knn_top1_drop_ci_high")),
+    Column("knn_top5", "k-NN top-5, %", ".2f"),
+    Column("knn_agreement", "same prediction, %", ".1f"),
+    Column("peak_rss_mb", "peak memory, MB", ".0f"),
+    Column("load_ms", "load, ms", ".0f"),
+    Column("first_inference_ms", "first call, ms", ".0f"),
+    Column("threads", "threads", "s"),
+]
+MODEL_COLUMNS = [
+    Column("size_mb", "size, MB", ".1f"),
+    Column("compression", "times smaller", ".2f"),
+    Column("quantized_modules", "modules converted", "s"),
+    Column("quantizable_modules", "of", "s"),
+]
+
+
+def render_report(
+    *,
+    summary: str | Path,
+    audits: Iterable[str | Path],
+    figures: Iterable[str | Path],
+    archive: str | Path,
+    dataset: str | Path,
+    checkpoint: str | Path,
+    info: str | Path,
+    latency: Iterable[str | Path],
+    variants: Sequence[str],
+    config: Mapping[str, Any],
+) -> str:
+    """Return the page as HTML.
+
+    ``variants`` gives their order, ``config`` is the resolved config; all else are files as the workflow's rules write
+    them: audits in folders named after their variants, figures as SVG named after what they show. The page needs no
+    network; every text in it is escaped.
+    """
+    rows = read_table(summary)
+    timings = [read_json(path) for path in latency]
+    data, model = read_json(dataset), read_json(info)
+    batch_size = config["figures"]["batch_size"] or min(config["latency"]["batch_sizes"])
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html.j2").render(
+        substitutes=[part["substitute"] for part in (data, model) if part["substitute"]],
+        answers=[answer(rows, device, batch_size) for device in config["devices"]],
+        figures=[_figure(Path(path)) for path in figures],
+        rows=rows,
+        model_columns=MODEL_COLUMNS,
+        measured_columns=MEASURED_COLUMNS,
+        cell=cell,
+        audits=sorted(map(_audit, map(Path, audits)), key=lambda audit: variants.index(audit["variant"])),
+        unsteady=[
+            _row_name(timing) for timing in timings if not all(arm["steady"] for arm in timing["warmup"].values())
+        ],
+        machines=machines(timings),
+        timed=_period(timings),
+        receipts={"Data set archive": read_json(archive), "Checkpoint": read_json(checkpoint)},
+        data=data,
+        model=model,
+        config=config,
+        config_text=yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True),
+    )
+
+
+def read_table(path: str | Path) -> list[dict[str, str]]:
+    """Return the rows of a CSV file as text by column."""
+    with Path(path).open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def answer(rows: Sequence[Row], device: str, batch_size: int) -> str:
+    """Return the finding for a device: the fastest variant whose features stay close to fp32's.
+
+    Faster means that the whole interval of the speed-up lies above 1. Where no faster variant is close enough the
+    sentence recommends none and names the one that comes closest.
+    """
+    here = [
+        row
+        for row in rows
+        if (row["device"], row["batch_size"], row["status"]) == (device, str(batch_size), "ok")
+        and row["variant"] != "fp32"
+    ]
+    where = f"On {device} at batch size {batch_size}"
+    faster = [row for row in here if float(row["speedup_ci_low"] or row["speedup"]) > 1]
+    if not faster:
+        return f"{where}, no variant is faster than fp32."
+    known = [row for row in faster if row["cosine_mean"]]
+    unknown = ", ".join(row["variant"] for row in faster if not row["cosine_mean"])
+    caveat = f" Not judged, as its accuracy was not measured: {unknown}." if unknown else ""
+    if not known:
+        return f"{where}, no variant that is faster than fp32 can be recommended.{caveat}"
+    close = [row for row in known if float(row["cosine_mean"]) >= CLOSE]
+    if close:
+        best = max(close, key=lambda row: float(row["speedup"]))
+        return (
+            f"{where}, the fastest variant that stays close to fp32 (mean cosine of {CLOSE} or more) is "
+            f"{best['variant']}: {_speed(best)} and {float(best['size_mb']):.1f} MB, at a cosine of "
+            f"{float(best['cosine_mean']):.4f}.{caveat}"
+        )
+    nearest = max(known, key=lambda row: float(row["cosine_mean"]))
+    return (
+        f"{where}, no variant that is faster than fp32 stays close to it (mean cosine of {CLOSE} or more). "
+        f"{nearest['variant']} comes closest to fp32, at a cosine of {float(nearest['cosine_mean']):.4f}: "
+        f"{_speed(nearest)}.{caveat}"
+    )
+
+
+def _speed(row: Row) -> str:
+    interval = ""
+    if row["speedup_ci_low"]:
+        interval = f" ({float(row['speedup_ci_low']):.2f} to {float(row['speedup_ci_high']):.2f})"
+    return f"{float(row['speedup']):.2f} times as fast{interval}, {float(row['latency_p50_ms']):.1f} ms"
+
+
+def cell(row: Row, column: Column) -> tuple[str, str]:
+    """Return a value and its interval as text; empty where they are missing."""
+    if column.form == "s" or not row[column.name]:
+        return row[column.name], ""
+    low, high = (row[name] for name in column.interval) if column.interval else ("", "")
+    interval = f"{float(low):{column.form}} to {float(high):{column.form}}" if low and high else ""
+    return f"{float(row[column.name]):{column.form}}", interval
+
+
+def machines(timings: Iterable[Mapping[str, Any]]) -> list[tuple[dict[str, Any], list[str]]]:
+    """Return every distinct machine as printable entries (None: not known), with the rows that were timed on it."""
+    rows_of: dict[str, list[str]] = {}
+    for timing in timings:
+        rows_of.setdefault(json.dumps(timing["machine"]), []).append(_row_name(timing))
+    return [(_printable(json.loads(machine)), names) for machine, names in rows_of.items()]
+
+
+def _printable(machine: dict[str, Any]) -> dict[str, Any]:
+    git = machine.pop("git")
+    commit = git and git["commit"] + (", with uncommitted changes" if git["dirty"] else "")
+    entries = {key: ", ".join(map(str, value)) if isinstance(value, list) else value for key, value in machine.items()}
+    return {**entries, "commit": commit}
+
+
+def _row_name(timing: Mapping[str, Any]) -> str:
+    return f"{timing['variant']} on {timing['device']}, batch size {timing['batch_size']}"
+
+
+def _period(timings: Sequence[Mapping[str, Any]]) -> str:
+    first, last = min(timing["started"] for timing in timings), max(timing["finished"] for timing in timings)
+    return " to ".join(f"{datetime.fromtimestamp(moment, UTC):%Y-%m-%d %H:%M}" for moment in (first, last)) + " UTC"
+
+
+def _figure(path: Path) -> dict[str, str]:
+    """Return a figure for the page; as a data URI, so that the ids inside several SVGs cannot clash."""
+    content = base64.b64encode(path.read_bytes()).decode("ascii")
+    return {"name": path.stem, "caption": CAPTIONS[path.stem], "uri": f"data:image/svg+xml;base64,{content}"}
+
+
+def _audit(path: Path) -> dict[str, Any]:
+    rows = read_table(path)
+    before, after = (sum(float(row[column] or 0) for row in rows) / 1e6 for column in ("bytes_before", "bytes_after"))
+    return {"variant": path.parent.name, "rows": rows, "before": before, "after": after}
+
+
+def _plain(value: Any) -> Any:
+    """Return ``value`` made of plain dicts and lists, which is all that YAML's safe writer accepts."""
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    return [_plain(entry) for entry in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,116 @@
+"""The one table of the workflow: a row per variant, device and batch size, with everything measured about it."""
+
+from collections.abc import Iterable, Mapping
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from dinoquant.errors import UserError
+from dinoquant.files import read_json
+
+LATENCY = [
+    "threads",
+    "latency_p50_ms",
+    "latency_p50_ci_low_ms",
+    "latency_p50_ci_high_ms",
+    "latency_p90_ms",
+    "latency_p99_ms",
+    "throughput_ips",
+    "speedup",
+    "speedup_ci_low",
+    "speedup_ci_high",
+]
+FOOTPRINT = ["peak_rss_mb", "load_ms", "first_inference_ms"]
+ACCURACY = [
+    "knn_top1",
+    "knn_top1_ci_low",
+    "knn_top1_ci_high",
+    "knn_top5",
+    "knn_top1_drop",
+    "knn_top1_drop_ci_low",
+    "knn_top1_drop_ci_high",
+    "cosine_mean",
+    "cosine_mean_ci_low",
+    "cosine_mean_ci_high",
+    "cosine_p5",
+    "knn_agreement",
+]
+COLUMNS = [
+    *["variant", "device", "batch_size", "threads", "status", "reason", *LATENCY[1:], "size_mb", "compression"],
+    *[*FOOTPRINT, *ACCURACY, "quantized_modules", "quantizable_modules"],
+]
+WHOLE_NUMBERS = ["batch_size", "threads", "quantized_modules", "quantizable_modules"]
+
+
+def summarise(
+    latency: Iterable[str | Path],
+    footprint: Iterable[str | Path],
+    accuracy: Iterable[str | Path],
+    audits: Iterable[str | Path],
+    models: Iterable[str | Path],
+    config: Mapping[str, Any],
+) -> pd.DataFrame:
+    """Return the table with ``COLUMNS``, in the config's order of variants, devices and batch sizes.
+
+    ``audits`` and ``models`` lie in folders named after their variants. ``config`` has ``variants``, ``devices``,
+    ``batch_sizes`` and ``unsupported`` (variant -> device -> reason). What was not measured is missing, never 0: all
+    measurements where a variant is unsupported, the accuracy of a variant that cannot run on ``accuracy.device``.
+
+    Raises:
+        UserError: a supported variant has no latency or footprint file.
+    """
+    latencies = {(row["variant"], row["device"], row["batch_size"]): row for row in map(read_json, latency)}
+    footprints = {(row["variant"], row["device"]): row for row in map(read_json, footprint)}
+    accuracies = {row["variant"]: row for row in map(read_json, accuracy)}
+    models_of = _model_columns(audits, models)
+    rows = []
+    for variant, device, batch_size in product(config["variants"], config["devices"], config["batch_sizes"]):
+        row = {"variant": variant, "device": device, "batch_size": batch_size, "status": "ok", **models_of[variant]}
+        reason = config["unsupported"].get(variant, {}).get(device)
+        if reason:
+            row |= {"status": "unsupported", "reason": reason}
+        else:
+            row |= _pick(_found(latencies, (variant, device, batch_size), "latency"), LATENCY)
+            row |= _pick(_found(footprints, (variant, device), "footprint"), FOOTPRINT)
+            row |= _pick(accuracies.get(variant, {}), ACCURACY)
+        rows.append(row)
+    table = pd.DataFrame(rows, columns=COLUMNS)
+    return table.astype(dict.fromkeys(WHOLE_NUMBERS, "Int64"))
+
+
+def write_summary(table: pd.DataFrame, path: str | Path) -> None:
+    """Write the table as CSV with six significant digits; missing values are empty."""
+    # `path` is the partial file that `dinoquant.files.atomic` gives: the caller renames it.
+    table.to_csv(path, index=False, float_format="%.6g")
+
+
+def _pick(row: Mapping[str, Any], keys: list[str]) -> dict[str, Any]:
+    return {key: row.get(key) for key in keys}
+
+
+def _found(rows: Mapping[Any, dict[str, Any]], key: tuple[Any, ...], what: str) -> dict[str, Any]:
+    if key not in rows:
+        raise UserError(
+            f"no {what} result for {' '.join(map(str, key))}, and it is not listed as unsupported. "
+            "Run `snakemake` again: it makes what is missing."
+        )
+    return rows[key]
+
+
+def _model_columns(audits: Iterable[str | Path], models: Iterable[str | Path]) -> dict[str, dict[str, float]]:
+    """Return, per variant, what is known of its model without running it."""
+    sizes = {Path(path).parent.name: Path(path).stat().st_size / 1e6 for path in models}
+    columns = {}
+    for path in map(Path, audits):
+        audit = pd.read_csv(path, keep_default_na=False)
+        quantizable = audit["quantizable"]
+        size = sizes[path.parent.name]
+        columns[path.parent.name] = {
+            "size_mb": size,
+            "compression": sizes["fp32"] / size,
+            "quantized_modules": int((quantizable & (audit["became"] != "fp32")).sum()),
+            "quantizable_modules": int(quantizable.sum()),
+        }
+    return columns

@@ -1,0 +1,58 @@
+"""`results/summary.csv` as a table for the terminal. Standard library only: the Snakefile imports it."""
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+
+WIDTH = 120
+LONGEST_NAME = 30
+HEADER = ["variant", "device", "batch", "p50 ms", "speed-up", "MB", "k-NN %", "cosine"]
+NAMING_CELLS = 3  # which say what a row is about, also where nothing was measured
+LEFT_ALIGNED = {"variant", "device"}
+
+
+def render(csv_path: str | Path) -> str:
+    """Return the table as lines of at most 120 characters, one per row of the summary, in its order."""
+    with Path(csv_path).open(encoding="utf-8", newline="") as stream:
+        lines = [HEADER, *map(_cells, csv.DictReader(stream))]
+    measured = [line for line in lines if len(line) == len(HEADER)]
+    widths = [max(len(line[i]) for line in (lines if i < NAMING_CELLS else measured)) for i in range(len(HEADER))]
+    return "\n".join(_line(line, widths) for line in lines)
+
+
+def _cells(row: Mapping[str, str]) -> list[str]:
+    """Return a row's cells; an unsupported variant has its reason in the place of the measurements."""
+    start = [_cut(row["variant"], LONGEST_NAME), row["device"], row["batch_size"]]
+    if row["status"] != "ok":
+        return [*start, f"{row['status']}: {row['reason']}"]
+    return [
+        *start,
+        _number(row["latency_p50_ms"], ".2f"),
+        _with_interval(row),
+        _number(row["size_mb"], ".1f"),
+        _number(row["knn_top1"], ".2f"),
+        _number(row["cosine_mean"], ".4f"),
+    ]
+
+
+def _line(cells: list[str], widths: list[int]) -> str:
+    aligned = (
+        cell.ljust(width) if name in LEFT_ALIGNED else cell.rjust(width)
+        for name, cell, width in zip(HEADER, cells, widths, strict=False)  # a reason is a row's last cell
+    )
+    return _cut("  ".join(aligned), WIDTH)
+
+
+def _with_interval(row: Mapping[str, str]) -> str:
+    speedup = _number(row["speedup"], ".2f")
+    if not row["speedup_ci_low"]:
+        return speedup
+    return f"{speedup} [{_number(row['speedup_ci_low'], '.2f')}, {_number(row['speedup_ci_high'], '.2f')}]"
+
+
+def _number(text: str, form: str) -> str:
+    return format(float(text), form) if text else "-"
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"

@@ -1,0 +1,39 @@
+"""Draw one figure of `results/figures` in every format."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dinoquant.job import job, span
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+if __name__ == "__main__":
+    with job(snakemake):
+        import matplotlib as mpl
+
+        mpl.use("agg")  # no display on compute nodes
+        import pandas as pd
+        from dinoquant.figures.audit import draw as draw_audit
+        from dinoquant.figures.fidelity import draw as draw_fidelity
+        from dinoquant.figures.latency import draw as draw_latency
+        from dinoquant.figures.pareto import draw as draw_pareto
+        from dinoquant.figures.size import draw as draw_size
+        from dinoquant.figures.style import read_summary, save, use_style
+        from dinoquant.figures.throughput import draw as draw_throughput
+
+        from_summary = {
+            "latency": draw_latency,
+            "size": draw_size,
+            "pareto": draw_pareto,
+            "fidelity": draw_fidelity,
+            "throughput": draw_throughput,
+        }
+        style = use_style(snakemake.params.config)
+        with span("draw"):
+            if snakemake.wildcards.figure == "audit":
+                audits = {Path(path).parent.name: pd.read_csv(path) for path in snakemake.input.audits}
+                figure = draw_audit(audits, style)
+            else:
+                figure = from_summary[snakemake.wildcards.figure](read_summary(snakemake.input.summary), style)
+            save(figure, snakemake.output, style.dpi)

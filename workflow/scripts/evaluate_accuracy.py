@@ -1,0 +1,27 @@
+"""Evaluate one variant's features: k-NN accuracy, and fidelity to fp32."""
+
+from typing import TYPE_CHECKING
+
+from dinoquant.files import write_json
+from dinoquant.job import job, span
+from dinoquant.manifest import read_split
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+if __name__ == "__main__":
+    with job(snakemake):
+        import numpy as np
+        from dinoquant.fidelity import evaluate
+
+        config = snakemake.params.config
+        labels = {split: read_split(snakemake.input.manifest, split)[1] for split in ("bank", "query")}
+        with (
+            span("evaluate"),
+            np.load(snakemake.input.features) as features,
+            np.load(snakemake.input.fp32) as reference,
+        ):
+            result = evaluate(dict(features), dict(reference), labels, config)
+        write_json(
+            snakemake.output.json, {"variant": snakemake.wildcards.variant, "device": config["device"], **result}
+        )

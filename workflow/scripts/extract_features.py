@@ -1,0 +1,56 @@
+"""Extract the features of the bank and of the queries with one variant."""
+
+from typing import TYPE_CHECKING
+
+from dinoquant.files import atomic, read_json, write_json
+from dinoquant.job import job, span
+from dinoquant.machine import compute_threads, require_device
+from dinoquant.manifest import read_split
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+if __name__ == "__main__":
+    with job(snakemake):
+        import numpy as np
+        import torch
+        from dinoquant.features import extract
+
+        config, variant = snakemake.params.config, snakemake.wildcards.variant
+        require_device(config["device"])
+        # Snakemake may have been told of more cores than there are.
+        threads = min(snakemake.threads, compute_threads())
+        torch.set_num_threads(threads)
+        info = read_json(snakemake.input.info)
+        images = np.load(snakemake.input.images, mmap_mode="r")
+        with span("extract"):
+            model = torch.jit.load(snakemake.input.model, map_location=config["device"]).eval()
+            results = {
+                split: extract(
+                    model,
+                    images,
+                    read_split(snakemake.input.manifest, split)[0],
+                    batch_size=config["batch_size"],
+                    info=info,
+                    device=config["device"],
+                    variant=variant,
+                )
+                for split in ("bank", "query")
+            }
+        with atomic(snakemake.output.features) as partial:
+            np.savez(partial, **{split: features for split, (features, _) in results.items()})
+        seconds = sum(timing.seconds for _, timing in results.values())
+        model_seconds = sum(timing.model_seconds for _, timing in results.values())
+        write_json(
+            snakemake.output.timing,
+            {
+                "variant": variant,
+                "device": config["device"],
+                "images": sum(len(features) for features, _ in results.values()),
+                "seconds": seconds,
+                "model_seconds": model_seconds,
+                "overhead": seconds / model_seconds - 1,
+                "threads": threads,
+                "batch_size": config["batch_size"],
+            },
+        )

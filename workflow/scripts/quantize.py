@@ -1,0 +1,43 @@
+"""Make one variant of the float32 model by its recipe, and audit what became of each module."""
+
+import importlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from dinoquant import audit, checkpoint, model
+from dinoquant.export import export
+from dinoquant.files import read_json
+from dinoquant.job import job, span
+from dinoquant.recipes import RECIPES
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import InputFiles, snakemake
+
+
+def calibration_images(inputs: "InputFiles", info: Mapping[str, Any]) -> torch.Tensor:
+    """Return the calibration split as the model takes it: float32 ``[N, 3, S, S]``, normalised."""
+    # Imported here because torchvision takes seconds to import and most recipes are not calibrated.
+    import numpy as np
+    from dinoquant.manifest import read_split
+    from dinoquant.preprocess import preprocess
+
+    indices, _ = read_split(inputs.manifest, "calibration")
+    images = torch.from_numpy(np.load(inputs.images, mmap_mode="r")[indices])
+    return preprocess(images, info["image_size"], info["mean"], info["std"])
+
+
+if __name__ == "__main__":
+    with job(snakemake):
+        options = snakemake.params.config["recipe"]
+        torch.set_num_threads(snakemake.threads)
+        info = read_json(snakemake.input.info)
+        registered = RECIPES[options["recipe"]]
+        recipe = importlib.import_module(f"dinoquant.recipes.{registered.module}")
+        with span("quantize"):
+            network = model.build(info["architecture"], info["image_size"])
+            checkpoint.fit(network, checkpoint.load_state_dict(snakemake.input.state_dict))
+            calibration = calibration_images(snakemake.input, info) if registered.calibrated else None
+            quantized = recipe.quantize(network, options, calibration)
+            export(quantized, snakemake.output.model, snakemake.wildcards.variant, options, info)
+            audit.write(snakemake.output.audit, network, options["recipe"], quantized)

@@ -1,0 +1,25 @@
+"""Join everything that was measured into `results/summary.csv`."""
+
+from typing import TYPE_CHECKING
+
+from dinoquant.files import atomic
+from dinoquant.job import job, span
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+if __name__ == "__main__":
+    with job(snakemake):
+        from dinoquant.summary import summarise, write_summary
+
+        with span("summarise"):
+            table = summarise(
+                snakemake.input.latency,
+                snakemake.input.footprint,
+                snakemake.input.accuracy,
+                snakemake.input.audit,
+                snakemake.input.models,
+                snakemake.params.config,
+            )
+        with atomic(snakemake.output.csv) as partial:
+            write_summary(table, partial)

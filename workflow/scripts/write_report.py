@@ -1,0 +1,28 @@
+"""Write `results/report.html`, the page that shows everything that was found."""
+
+from typing import TYPE_CHECKING
+
+from dinoquant.files import write_text
+from dinoquant.job import job, span
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+if __name__ == "__main__":
+    with job(snakemake):
+        from dinoquant.report import render_report
+
+        with span("render"):
+            page = render_report(
+                summary=snakemake.input.summary,
+                audits=snakemake.input.audits,
+                figures=snakemake.input.figures,
+                archive=snakemake.input.archive,
+                dataset=snakemake.input.dataset,
+                checkpoint=snakemake.input.checkpoint,
+                info=snakemake.input.info,
+                latency=snakemake.input.latency,
+                variants=snakemake.params.config["variants"],
+                config=snakemake.params.config["config"],
+            )
+        write_text(snakemake.output.html, page)
