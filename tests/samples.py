@@ -66,7 +66,7 @@ class Samples:
     models: list[Path]
     archive: Path
     dataset: Path
-    checkpoint: Path
+    checkpoint: Path | None
     info: Path
     config: dict[str, Any]
 
@@ -102,6 +102,7 @@ def write_samples(
 ) -> Samples:
     """Write the files below ``root`` in the workflow's layout; accuracy is that of the first device."""
     config = _config(list(devices), list(batch_sizes), substitute)
+    checkpoint = config["model"]["checkpoint"]
     latency, footprint, accuracy, audits, models = [], [], [], [], []
     for i, variant in enumerate(VARIANTS):
         audits.append(_write_audit(root / f"results/models/{variant}/audit.csv", variant, BECAME[i]))
@@ -125,7 +126,7 @@ def write_samples(
         models=models,
         archive=_write(root / "results/data/archive.json", _receipt(config["dataset"]["source"])),
         dataset=_write(root / "results/data/dataset.json", _dataset(config["dataset"]["source"], substitute)),
-        checkpoint=_write(root / "results/model/checkpoint.json", _receipt(config["model"]["checkpoint"])),
+        checkpoint=None if substitute else _write(root / "results/model/checkpoint.json", _receipt(checkpoint)),
         info=_write(root / "results/models/fp32/info.json", _info(substitute)),
         config=config,
     )
@@ -295,8 +296,6 @@ def _write_audit(path: Path, variant: str, became: str) -> Path:
 
 
 def _receipt(source: str) -> dict[str, Any]:
-    if source == "seeded":
-        return {"source": source, "seed": 0} | dict.fromkeys(["file", "bytes", "md5", "sha256", "checked_against"])
     return {
         "source": source,
         "file": "resources/datasets/tiny-imagenet-200.zip",

@@ -1,7 +1,7 @@
 """Print what feature extraction costs over the model alone on ready input: images per second, and the overhead.
 
-Comparing with the seconds inside the model calls of the extraction itself would hide that the second thread slows these
-calls down. So the model also runs alone over the same batches, prepared before, in turns with the extraction.
+Comparing with the seconds inside the extraction's own model calls would hide that preparing images empties the caches
+and so slows these calls down. The model therefore also runs alone, over the same batches, in turns with the extraction.
 """
 
 import argparse

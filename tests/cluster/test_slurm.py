@@ -31,8 +31,10 @@ SUBMITTED = {
     "measure_footprint",
 }
 TIMED = {"measure_latency", "measure_footprint"}
+# With fp32, which is always there, the fewest jobs that a whole run can have.
+VARIANT = "int8-dynamic-linear"
 # First poll after so many seconds: about what a job takes. Every poll in vain makes the next wait 10 s longer.
-POLL_SECONDS = "4"
+POLL_SECONDS = "8"
 
 MISSING = [
     command
@@ -132,19 +134,23 @@ def cluster() -> Iterator[Cluster]:
 def directory(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The working directory of a small run on the cluster that has ended well."""
     directory = tmp_path_factory.mktemp("run")
-    run = cluster.snakemake(directory, "--configfile", *SMALL)
+    presets = yaml.safe_load((ROOT / "config" / "config.yaml").read_text())["variants"]
+    overlay = directory / "overlay.yaml"
+    overlay.write_text(yaml.safe_dump({"variants": dict.fromkeys(presets.keys() - {"fp32", VARIANT})}))
+    run = cluster.snakemake(directory, "results/summary.csv", "--configfile", *SMALL, overlay)
     assert run.returncode == 0, run.stdout
     return directory
 
 
-def test_summary_is_complete(directory: Path) -> None:
-    config = yaml.safe_load(SMALL[-1].read_text())
+def _summary(directory: Path) -> list[dict[str, str]]:
     with (directory / "results" / "summary.csv").open() as file:
-        rows = list(csv.DictReader(file))
+        return list(csv.DictReader(file))
 
-    assert {row["variant"] for row in rows} == set(config["variants"])
-    measured = [row for row in rows if row["status"] == "ok"]
-    assert measured
+
+def test_summary_is_complete(directory: Path) -> None:
+    rows = _summary(directory)
+
+    assert [row["variant"] for row in rows] == ["fp32", VARIANT]
     for column in (
         "latency_p50_ms",
         "speedup",
@@ -154,8 +160,7 @@ def test_summary_is_complete(directory: Path) -> None:
         "cosine_mean",
         "quantized_modules",
     ):
-        assert all(row[column] for row in measured), column
-    assert (directory / "results" / "report.html").exists()
+        assert all(row[column] for row in rows), column
 
 
 def test_large_jobs_go_through_slurm_and_small_ones_do_not(cluster: Cluster, directory: Path) -> None:
@@ -179,10 +184,8 @@ def test_timings_are_alone_on_their_node(cluster: Cluster, directory: Path) -> N
 
 def test_timings_use_all_processors_of_their_node(cluster: Cluster, directory: Path) -> None:
     processors = int(cluster.ask("sinfo", "--noheader", "--format=%c"))
-    with (directory / "results" / "summary.csv").open() as file:
-        threads = {row["threads"] for row in csv.DictReader(file) if row["status"] == "ok"}
 
-    assert threads == {str(processors)}
+    assert {row["threads"] for row in _summary(directory)} == {str(processors)}
 
 
 def test_failure_shows_its_message_and_its_logs(cluster: Cluster, tmp_path: Path) -> None:
@@ -233,7 +236,15 @@ def test_start_refuses_a_host_name_that_is_not_loopback(folder: Path, tmp_path: 
     hosts = tmp_path / "hosts"
     hosts.write_text(f"192.0.2.1 {socket.gethostname()}\n")
     # A mount that only the command inside sees.
-    inside = ["unshare", "--mount", "--map-root-user", "sh", "-c", 'mount --bind "$0" /etc/hosts && "$@"', hosts]
+    inside: list[str | Path] = [
+        "unshare",
+        "--mount",
+        "--map-root-user",
+        "sh",
+        "-c",
+        'mount --bind "$0" /etc/hosts && "$@"',
+        hosts,
+    ]
     if subprocess.run([*inside, "true"], capture_output=True).returncode != 0:
         pytest.skip("no user namespaces here: /etc/hosts cannot be replaced for one command")
 

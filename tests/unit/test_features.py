@@ -1,9 +1,8 @@
-"""Extraction: order, partial batches, preparing ahead, broken models, and the script around it."""
+"""Extraction: order, partial batches, broken models, and the script around it."""
 
 import contextlib
 import json
 import runpy
-import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -66,31 +65,20 @@ def test_a_memory_map_and_a_traced_model_give_what_they_give_directly(tmp_path: 
     np.testing.assert_array_equal(result, torch.cat(expected).numpy())
 
 
-def test_the_next_batch_and_no_more_is_prepared_while_the_model_works(monkeypatch: pytest.MonkeyPatch) -> None:
-    prepared = threading.Semaphore(0)
-    started = []
+def test_one_batch_at_a_time_is_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = []
 
     def noticed(*arguments: Any) -> torch.Tensor:
-        started.append(threading.current_thread())
-        result = preprocess(*arguments)
-        prepared.release()
-        return result
-
-    calls = []
+        steps.append("prepare")
+        return preprocess(*arguments)
 
     def model(batch: torch.Tensor) -> torch.Tensor:
-        calls.append(len(batch))
-        # The first call waits for two batches, each other for one more: without a thread ahead nobody makes them.
-        for _ in range(2 if len(calls) == 1 else int(len(calls) < 5)):
-            assert prepared.acquire(timeout=20)
-        assert len(started) <= len(calls) + 1
+        steps.append("model")
         return mean_colour(batch)
 
     monkeypatch.setattr(features, "preprocess", noticed)
-    run(model, plain_images(10), list(range(10)), 2)
-
-    assert len(calls) == 5
-    assert threading.main_thread() not in started
+    run(model, plain_images(10), list(range(10)), 4)
+    assert steps == ["prepare", "model"] * 3
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -120,6 +120,12 @@ def test_provenance_is_shown(tmp_path: Path) -> None:
         assert fact in text, fact
 
 
+def test_seeded_weights_have_no_receipt(tmp_path: Path) -> None:
+    html = _page(_samples(tmp_path, substitute=True))
+    assert "<h3>Data set archive</h3>" in html
+    assert "<h3>Checkpoint</h3>" not in html
+
+
 def test_audits_follow_the_order_of_the_variants(tmp_path: Path) -> None:
     samples = _samples(tmp_path)
     samples.audits.reverse()

@@ -45,18 +45,11 @@ rule evaluate_accuracy:
         "../../envs/pipeline.yaml"
     params:
         config=lambda wildcards: tidy(
-            {
-                key: config["accuracy"][key]
-                for key in ("k", "temperature", "confidence", "resamples")
-            }
+            {key: config["accuracy"][key] for key in ("k", "temperature", "confidence", "resamples")}
             | {"seed": config["seed"], "device": extraction_device(wildcards.variant)}
         ),
     script:
         "../scripts/evaluate_accuracy.py"
 
 
-ACCURACIES = [
-    f"results/accuracy/{variant}.json"
-    for variant in VARIANTS
-    if extraction_device(variant)
-]
+ACCURACIES = [f"results/accuracy/{variant}.json" for variant in VARIANTS if extraction_device(variant)]

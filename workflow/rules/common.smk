@@ -1,6 +1,7 @@
 """What several stages share: where inputs lie, which devices there are, and what a rule's result depends on."""
 
 import ast
+import json
 import os
 import re
 from functools import cache
@@ -35,25 +36,10 @@ def imported_modules(path):
         elif isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
     # Importing a.b.c runs a/__init__.py and a/b/__init__.py too.
-    names = {
-        ".".join(name.split(".")[:n])
-        for name in names
-        for n in range(1, name.count(".") + 2)
-    }
-    stems = [
-        SCRIPTS.joinpath(*name.split("."))
-        for name in names
-        if name.split(".")[0] == "dinoquant"
-    ]
-    files = {
-        file
-        for stem in stems
-        for file in (stem.with_suffix(".py"), stem / "__init__.py")
-        if file.exists()
-    }
-    return (
-        files.union(*map(imported_modules, files - {path})) if files - {path} else files
-    )
+    names = {".".join(name.split(".")[:n]) for name in names for n in range(1, name.count(".") + 2)}
+    stems = [SCRIPTS.joinpath(*name.split(".")) for name in names if name.split(".")[0] == "dinoquant"]
+    files = {file for stem in stems for file in (stem.with_suffix(".py"), stem / "__init__.py") if file.exists()}
+    return files.union(*map(imported_modules, files - {path})) if files - {path} else files
 
 
 def code(script, *modules):
@@ -62,18 +48,12 @@ def code(script, *modules):
         SCRIPTS / f"{script}.py",
         *(SCRIPTS.joinpath(*m.split(".")).with_suffix(".py") for m in modules),
     ]
-    return sorted(
-        in_workflow(file) for root in roots for file in {root, *imported_modules(root)}
-    )
+    return sorted(in_workflow(file) for root in roots for file in {root, *imported_modules(root)})
 
 
 def tidy(value):
     """Sort the keys of nested dicts: Snakemake compares parameters as text, in which another order is a change."""
-    return (
-        {key: tidy(value[key]) for key in sorted(value)}
-        if isinstance(value, dict)
-        else value
-    )
+    return {key: tidy(value[key]) for key in sorted(value)} if isinstance(value, dict) else value
 
 
 def is_url(source):
@@ -94,10 +74,26 @@ def place(section, key, folder, substitute):
         return source
     url = urlparse(source)
     if url.scheme not in ("http", "https") or not Path(url.path).name:
-        raise WorkflowError(
-            f"{section}.{key}: {source} is not an http(s) URL that ends in a file's name."
-        )
+        raise WorkflowError(f"{section}.{key}: {source} is not an http(s) URL that ends in a file's name.")
     return f"{folder}/{re.sub(r'[^A-Za-z0-9_.+-]', '_', Path(url.path).name)}"
+
+
+def untracked_checksum(section, source, receipt):
+    """Return the expected digest as a parameter that triggers no rerun: pinning what was used must cost nothing.
+
+    Snakemake does not track parameters that name `output`. So that a digest that does not fit is noticed all the same,
+    it is compared with the receipt of the file in use.
+    """
+    checksum = config[section]["checksum"]
+    used = json.loads(Path(receipt).read_text()) if Path(receipt).is_file() else {}
+    if checksum and used.get("source") == source:
+        kind, digest = checksum.split(":")
+        if used[kind] != digest:
+            raise WorkflowError(
+                f"{section}.checksum: expected {checksum}, but {used['file']}, which is in use, has {kind}:{used[kind]}. "
+                f"Correct the checksum, or delete {used['file']} to get it again."
+            )
+    return lambda wildcards, output: checksum
 
 
 def resolve_devices():
@@ -106,9 +102,7 @@ def resolve_devices():
     elsewhere = workflow.non_local_exec or workflow.remote_exec
     here = ["cpu"] if elsewhere or not cuda_devices() else ["cpu", "cuda"]
     asked = here if config["devices"] == "auto" else config["devices"]
-    for key, device in [("devices", d) for d in asked] + [
-        ("accuracy.device", config["accuracy"]["device"])
-    ]:
+    for key, device in [("devices", d) for d in asked] + [("accuracy.device", config["accuracy"]["device"])]:
         if device not in here and not elsewhere:
             raise WorkflowError(
                 f"{key}: {device} was asked for, but this machine has no such device. It has: {', '.join(here)}."
@@ -120,6 +114,9 @@ DEVICES = resolve_devices()
 VARIANTS = config["variants"]
 UNSUPPORTED = unsupported(VARIANTS, ["cpu", "cuda"])
 BATCH_SIZES = config["latency"]["batch_sizes"]
+# What stands in for real images and trained weights; whatever shows an accuracy says so.
+DATA_SUBSTITUTE = "generated data set" if config["dataset"]["source"] == "generated" else None
+WEIGHTS_SUBSTITUTE = "seeded weights" if config["model"]["checkpoint"] == "seeded" else None
 
 
 def runs_on(variant, device):
@@ -131,6 +128,34 @@ def extraction_device(variant):
     return next(
         (d for d in [config["accuracy"]["device"], *DEVICES] if runs_on(variant, d)),
         None,
+    )
+
+
+def recipe_of(variant):
+    return RECIPES[VARIANTS[variant]["recipe"]]
+
+
+def calibration(wildcards):
+    """Return the images, for the recipes that look at some."""
+    calibrated = recipe_of(wildcards.variant).calibrated
+    return {"images": "results/data/images.npy", "manifest": "results/data/manifest.csv"} if calibrated else {}
+
+
+def whole_machine(wildcards):
+    """Take every core of --cores, so that nothing runs beside a measurement; under Slurm the profile sees to it."""
+    return workflow.cores or 1
+
+
+def look(wildcards):
+    """Return the part of the config that this figure shows; what it does not use must not redraw it."""
+    look = {key: config["figures"][key] for key in ("palette", "font_scale", "dpi")}
+    return tidy(
+        look
+        | {
+            "variants": list(VARIANTS),
+            "batch_size": (config["figures"]["batch_size"] if wildcards.figure in ("latency", "pareto") else None),
+            "substitute": ", ".join(filter(None, [DATA_SUBSTITUTE, WEIGHTS_SUBSTITUTE])) or None,
+        }
     )
 
 

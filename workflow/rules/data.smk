@@ -35,8 +35,7 @@ elif is_url(config["dataset"]["source"]):
             "../../envs/pipeline.yaml"
         params:
             url=config["dataset"]["source"],
-            # Parameters that name `output` are not tracked: pinning a checksum afterwards must not download again.
-            checksum=lambda wildcards, output: config["dataset"]["checksum"],
+            checksum=untracked_checksum("dataset", config["dataset"]["source"], "results/data/archive.json"),
         script:
             "../scripts/download.py"
 
@@ -54,13 +53,8 @@ rule verify_dataset:
     conda:
         "../../envs/pipeline.yaml"
     params:
-        config=tidy(
-            {
-                "source": config["dataset"]["source"],
-                "checksum": config["dataset"]["checksum"],
-                "key": "dataset",
-            }
-        ),
+        config={"source": config["dataset"]["source"], "key": "dataset"},
+        checksum=untracked_checksum("dataset", config["dataset"]["source"], "results/data/archive.json"),
     script:
         "../scripts/verify.py"
 
@@ -68,8 +62,7 @@ rule verify_dataset:
 rule pack_images:
     input:
         archive=ARCHIVE,
-        # Its age does not matter: pinning the checksum of the same archive must not pack it again.
-        receipt=ancient("results/data/archive.json"),
+        receipt="results/data/archive.json",
         code=code("pack_images"),
         lock=LOCK,
     output:
@@ -93,11 +86,7 @@ rule pack_images:
             }
             | {
                 "seed": config["seed"],
-                "substitute": (
-                    "generated data set"
-                    if config["dataset"]["source"] == "generated"
-                    else None
-                ),
+                "substitute": ("generated data set" if config["dataset"]["source"] == "generated" else None),
             }
         ),
     script:

@@ -1,11 +1,6 @@
 """Time every variant beside fp32, and measure its footprint, with the machine to itself."""
 
 
-def whole_machine(wildcards):
-    """Take every core of --cores, so that nothing runs beside a measurement; under Slurm the profile sees to it."""
-    return workflow.cores or 1
-
-
 rule measure_latency:
     input:
         model="results/models/{variant}/model.pt",
@@ -23,10 +18,7 @@ rule measure_latency:
         gpu=lambda wildcards: int(wildcards.device == "cuda"),
     params:
         config=tidy(
-            {
-                key: config["latency"][key]
-                for key in ("threads", "rounds", "block_seconds", "warmup_seconds")
-            }
+            {key: config["latency"][key] for key in ("threads", "rounds", "block_seconds", "warmup_seconds")}
             | {"seed": config["seed"]}
         ),
     script:
@@ -53,17 +45,6 @@ rule measure_footprint:
         "../scripts/measure_footprint.py"
 
 
-MEASURED = [
-    (device, variant)
-    for device in DEVICES
-    for variant in VARIANTS
-    if runs_on(variant, device)
-]
-LATENCIES = [
-    f"results/latency/{device}/{variant}/batch{n}.json"
-    for device, variant in MEASURED
-    for n in BATCH_SIZES
-]
-FOOTPRINTS = [
-    f"results/footprint/{device}/{variant}.json" for device, variant in MEASURED
-]
+MEASURED = [(device, variant) for device in DEVICES for variant in VARIANTS if runs_on(variant, device)]
+LATENCIES = [f"results/latency/{device}/{variant}/batch{n}.json" for device, variant in MEASURED for n in BATCH_SIZES]
+FOOTPRINTS = [f"results/footprint/{device}/{variant}.json" for device, variant in MEASURED]

@@ -16,8 +16,7 @@ if CHECKPOINT and is_url(config["model"]["checkpoint"]):
             "../../envs/pipeline.yaml"
         params:
             url=config["model"]["checkpoint"],
-            # Not tracked, as in download_dataset.
-            checksum=lambda wildcards, output: config["model"]["checksum"],
+            checksum=untracked_checksum("model", config["model"]["checkpoint"], "results/model/checkpoint.json"),
         script:
             "../scripts/download.py"
 
@@ -37,13 +36,8 @@ if CHECKPOINT:
         conda:
             "../../envs/pipeline.yaml"
         params:
-            config=tidy(
-                {
-                    "source": config["model"]["checkpoint"],
-                    "checksum": config["model"]["checksum"],
-                    "key": "model",
-                }
-            ),
+            config={"source": config["model"]["checkpoint"], "key": "model"},
+            checksum=untracked_checksum("model", config["model"]["checkpoint"], "results/model/checkpoint.json"),
         script:
             "../scripts/verify.py"
 
@@ -51,7 +45,10 @@ if CHECKPOINT:
 rule export_fp32:
     input:
         **(
-            {"checkpoint": CHECKPOINT, "receipt": ancient("results/model/checkpoint.json")}
+            {
+                "checkpoint": CHECKPOINT,
+                "receipt": "results/model/checkpoint.json",
+            }
             if CHECKPOINT
             else {}
         ),
@@ -68,10 +65,7 @@ rule export_fp32:
         "../../envs/pipeline.yaml"
     params:
         config=tidy(
-            {
-                key: config["model"][key]
-                for key in ("architecture", "image_size", "normalization")
-            }
+            {key: config["model"][key] for key in ("architecture", "image_size", "normalization")}
             | {"seed": config["seed"]}
         ),
     script:

@@ -1,28 +1,12 @@
 """Make every variant of the float32 model by its recipe."""
 
 
-def recipe_of(variant):
-    return RECIPES[VARIANTS[variant]["recipe"]]
-
-
-def calibration(wildcards):
-    """Return the images, for the recipes that look at some."""
-    calibrated = recipe_of(wildcards.variant).calibrated
-    return (
-        {"images": "results/data/images.npy", "manifest": "results/data/manifest.csv"}
-        if calibrated
-        else {}
-    )
-
-
 rule quantize:
     input:
         unpack(calibration),
         state_dict="results/models/fp32/state_dict.pt",
         info="results/models/fp32/info.json",
-        code=lambda wildcards: code(
-            "quantize", f"dinoquant.recipes.{recipe_of(wildcards.variant).module}"
-        ),
+        code=lambda wildcards: code("quantize", f"dinoquant.recipes.{recipe_of(wildcards.variant).module}"),
         lock=LOCK,
     output:
         model="results/models/{variant}/model.pt",

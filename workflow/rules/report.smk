@@ -8,31 +8,6 @@ report: "../report/workflow.rst"
 
 FIGURES = ["latency", "throughput", "size", "pareto", "fidelity", "audit"]
 AUDITS = expand("results/models/{variant}/audit.csv", variant=VARIANTS)
-SUBSTITUTES = [
-    text
-    for text, used in [
-        ("generated data set", config["dataset"]["source"] == "generated"),
-        ("seeded weights", CHECKPOINT is None),
-    ]
-    if used
-]
-
-
-def look(wildcards):
-    """Return the part of the config that this figure shows; what it does not use must not redraw it."""
-    look = {key: config["figures"][key] for key in ("palette", "font_scale", "dpi")}
-    return tidy(
-        look
-        | {
-            "variants": list(VARIANTS),
-            "batch_size": (
-                config["figures"]["batch_size"]
-                if wildcards.figure in ("latency", "pareto")
-                else None
-            ),
-            "substitute": ", ".join(SUBSTITUTES) or None,
-        }
-    )
 
 
 rule summarise:
@@ -78,7 +53,7 @@ rule draw_figure:
     output:
         svg=report(
             "results/figures/{figure}.svg",
-            caption="../report/{figure}.rst",
+            caption="../report/figure.rst",
             category="Figures",
             labels={"content": "{figure}"},
         ),
@@ -126,7 +101,7 @@ rule write_report:
     conda:
         "../../envs/pipeline.yaml"
     params:
-        config=tidy({"variants": list(VARIANTS), "config": config}),
+        config=tidy({"variants": list(VARIANTS), "config": config | {"devices": DEVICES}}),
     script:
         "../scripts/write_report.py"
 

@@ -13,5 +13,5 @@ if __name__ == "__main__":
     with job(snakemake):
         config = snakemake.params.config
         with span("verify"):
-            receipt = verify(snakemake.input.file, config["source"], config["checksum"], config["key"])
+            receipt = verify(snakemake.input.file, config["source"], snakemake.params.checksum, config["key"])
         write_json(snakemake.output.receipt, receipt)

@@ -19,7 +19,7 @@ if __name__ == "__main__":
                 figures=snakemake.input.figures,
                 archive=snakemake.input.archive,
                 dataset=snakemake.input.dataset,
-                checkpoint=snakemake.input.checkpoint,
+                checkpoint=snakemake.input.get("checkpoint"),
                 info=snakemake.input.info,
                 latency=snakemake.input.latency,
                 variants=snakemake.params.config["variants"],

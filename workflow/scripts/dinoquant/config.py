@@ -89,21 +89,23 @@ def _explain(error: ValidationError, prefix: tuple[str, ...] = (), suffix: str =
     where = ".".join(map(str, (*prefix, *error.absolute_path)))
     label = f"{where}: " if where else ""
     schema = error.schema if isinstance(error.schema, Mapping) else {}
+    expected: Any = error.validator_value
+    found: Any = error.instance
     match error.validator:
-        case "additionalProperties" if isinstance(error.instance, Mapping):
+        case "additionalProperties" if isinstance(found, Mapping):
             known = list(schema.get("properties", {}))
-            unknown = [key for key in error.instance if key not in known]
+            unknown = [key for key in found if key not in known]
             return "; ".join(f"{label}unknown key `{key}`{suffix}{_nearest(str(key), known)}" for key in unknown)
         case "required":
-            missing = [key for key in error.validator_value if key not in error.instance]
+            missing = [key for key in expected if key not in found]
             return f"{label}missing {', '.join(f'`{key}`' for key in missing)}"
         case "enum":
-            return f"{label}found {error.instance!r}{_nearest(str(error.instance), error.validator_value)}"
+            return f"{label}found {found!r}{_nearest(str(found), expected)}"
         case "anyOf":
-            return f"{label}found {error.instance!r}, expected {_alternatives(error.validator_value)}"
+            return f"{label}found {found!r}, expected {_alternatives(expected)}"
         case "pattern" if "propertyNames" in error.absolute_schema_path:
             return (
-                f"{label}`{error.instance}` cannot be a variant's name: it becomes a folder; use up to 64 letters, "
+                f"{label}`{found}` cannot be a variant's name: it becomes a folder; use up to 64 letters, "
                 "digits, and `_ . + -`, beginning with a letter or digit"
             )
         case _:

@@ -76,14 +76,14 @@ def load(path: str | Path, device: str = "cpu") -> torch.jit.ScriptModule:
 
 @contextmanager
 def torchscript_warnings_known() -> Iterator[None]:
-    """Keep PyTorch 2.15 from saying at every call that TorchScript is deprecated, and the tracer that sizes are fixed.
+    """Keep PyTorch 2.15 from calling TorchScript deprecated at every call, and the tracer from listing fixed numbers.
 
-    TorchScript is the format this project promises: no other loads in stock PyTorch from one file without the code of
-    the model. Sizes are fixed because each file is for one image size; the batch size is checked to be free.
+    TorchScript is what this project promises: `torch.jit.load` needs neither the project nor the code of the model. The
+    numbers fixed by the tracer are the image size and the activation scales; that the batch size is free is checked.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"`torch\.jit\..*is deprecated", FutureWarning)
-        warnings.filterwarnings("ignore", "Converting a tensor to a Python boolean")  # a TracerWarning
+        warnings.filterwarnings("ignore", "Converting a tensor to a Python")  # a TracerWarning
         yield
 
 
@@ -93,7 +93,7 @@ def _trace(quantized: Quantized, image: Tensor) -> torch.jit.ScriptModule:
         traced: torch.jit.ScriptModule = torch.jit.trace(  # type: ignore[no-untyped-call]  # not typed in torch
             quantized.module.eval(), image, check_trace=False
         )
-        return torch.jit.freeze(traced) if quantized.freeze else traced
+        return torch.jit.freeze(traced, preserved_attrs=list(quantized.variable))
 
 
 def _serialize(traced: torch.jit.ScriptModule, card: Mapping[str, Any]) -> bytes:

@@ -1,8 +1,7 @@
-"""Extract the features of packed images, preparing one batch while the model works on another."""
+"""Extract the features of packed images, batch by batch."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,7 +41,7 @@ def extract(
 
     Args:
         model: float32 ``[B, 3, S, S]`` normalised, on ``device``, to ``[B, D]``.
-        images: uint8 ``[M, 3, H, W]``, usually a memory map; only the batches in work are read.
+        images: uint8 ``[M, 3, H, W]``, usually a memory map; one batch at a time is read.
         indices: ``[N]``, places in ``images``; N is at least 1. The last batch may be smaller.
         info: the model's ``image_size``, ``mean``, ``std`` and ``feature_dim``.
         variant: the name for messages and the progress bar.
@@ -70,23 +69,15 @@ def extract(
 def prepared(
     images: Images, indices: Indices, batch_size: int, info: Mapping[str, Any], device: str
 ) -> Iterator[torch.Tensor]:
-    """Yield the batches as the model takes them; a second thread reads and transforms the next one meanwhile.
+    """Yield the batches as the model takes them, read and transformed (on ``device``) when they are asked for.
 
-    A thread is enough, because NumPy and PyTorch work outside the interpreter's lock, and one batch ahead is enough,
-    because preparing a batch takes a fraction of the model's time. The transforms run on ``device``.
+    Not ahead in a second thread: the images are decoded already, and preparing one takes 0.2 to 0.6 ms where int8
+    ViT-Ti takes 12 and ViT-S 30 (one thread each). The second thread costs as much in memory traffic as it could hide,
+    and more where a job per core runs. `tests/bench/extraction.py` measures what is left.
     """
-
-    def prepare(batch: Indices) -> torch.Tensor:
-        pixels = torch.from_numpy(images[batch]).to(device)
-        return preprocess(pixels, info["image_size"], info["mean"], info["std"])
-
-    batches = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
-    with ThreadPoolExecutor(max_workers=1) as worker:
-        ahead = worker.submit(prepare, batches[0])
-        for following in batches[1:]:
-            ready, ahead = ahead.result(), worker.submit(prepare, following)
-            yield ready
-        yield ahead.result()
+    for start in range(0, len(indices), batch_size):
+        pixels = torch.from_numpy(images[indices[start : start + batch_size]]).to(device)
+        yield preprocess(pixels, info["image_size"], info["mean"], info["std"])
 
 
 def _check_finite(features: NDArray[np.float32], indices: Indices, variant: str) -> None:

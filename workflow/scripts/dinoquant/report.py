@@ -69,7 +69,7 @@ def render_report(
     figures: Iterable[str | Path],
     archive: str | Path,
     dataset: str | Path,
-    checkpoint: str | Path,
+    checkpoint: str | Path | None,
     info: str | Path,
     latency: Iterable[str | Path],
     variants: Sequence[str],
@@ -78,8 +78,8 @@ def render_report(
     """Return the page as HTML.
 
     ``variants`` gives their order, ``config`` is the resolved config; all else are files as the workflow's rules write
-    them: audits in folders named after their variants, figures as SVG named after what they show. The page needs no
-    network; every text in it is escaped.
+    them (seeded weights have no checkpoint): audits in folders named after their variants, figures as SVG named after
+    what they show. The page needs no network; every text in it is escaped.
     """
     rows = read_table(summary)
     timings = [read_json(path) for path in latency]
@@ -106,7 +106,11 @@ def render_report(
         ],
         machines=machines(timings),
         timed=_period(timings),
-        receipts={"Data set archive": read_json(archive), "Checkpoint": read_json(checkpoint)},
+        receipts={
+            title: read_json(path)
+            for title, path in [("Data set archive", archive), ("Checkpoint", checkpoint)]
+            if path
+        },
         data=data,
         model=model,
         config=config,

@@ -41,7 +41,6 @@ COLUMNS = [
     *["variant", "device", "batch_size", "threads", "status", "reason", *LATENCY[1:], "size_mb", "compression"],
     *[*FOOTPRINT, *ACCURACY, "quantized_modules", "quantizable_modules"],
 ]
-WHOLE_NUMBERS = ["batch_size", "threads", "quantized_modules", "quantizable_modules"]
 
 
 def summarise(
@@ -76,8 +75,7 @@ def summarise(
             row |= _pick(_found(footprints, (variant, device), "footprint"), FOOTPRINT)
             row |= _pick(accuracies.get(variant, {}), ACCURACY)
         rows.append(row)
-    table = pd.DataFrame(rows, columns=COLUMNS)
-    return table.astype(dict.fromkeys(WHOLE_NUMBERS, "Int64"))
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def write_summary(table: pd.DataFrame, path: str | Path) -> None:

@@ -24,9 +24,9 @@ from dinoquant.figures.style import (
 
 # Column of the summary, title, unit, the value of fp32 itself, how to print the value.
 PANELS = [
-    ("cosine_mean", "Cosine to fp32", "mean over queries", 1.0, "{:.4f}"),
+    ("cosine_mean", "Cosine to fp32", "mean", 1.0, "{:.4f}"),
     ("knn_top1_drop", "k-NN top-1 lost", "percentage points", 0.0, "{:+.2f}"),
-    ("knn_agreement", "Same prediction", "% of queries", 100.0, "{:.1f}"),
+    ("knn_agreement", "Agreement", "% of queries", 100.0, "{:.1f}"),
 ]
 
 
@@ -51,7 +51,8 @@ def draw(table: pd.DataFrame, style: Style) -> Figure:
     return finish(
         figure,
         style.accuracy_title("Fidelity to fp32"),
-        "Marker: value, with its interval. Tick: 5th percentile of the cosine over queries. Dashed: fp32 itself"
+        "Marker: value, with its interval. Tick: 5th percentile of the cosine over queries. "
+        "Agreement: same k-NN prediction. Dashed: fp32 itself"
         f"{_baseline(rows)}.",
         unsupported_notes(table),
     )

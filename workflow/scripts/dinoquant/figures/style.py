@@ -133,11 +133,19 @@ def empty_row(ax: Axes, row: float, text: str) -> None:
 
 def finish(figure: Figure, title: str, subtitle: str, notes: Iterable[str] = ()) -> Figure:
     """Add the title, the line that explains the marks, and the notes at the foot."""
-    text_width = round(112 / (mpl.rcParams["font.size"] / 12))
-    figure.suptitle(title, x=0.012, ha="left", weight="bold")
-    lines = [line for text in (subtitle, *notes) for line in textwrap.wrap(text, text_width)]
-    figure.supxlabel("\n".join(lines), x=0.012, ha="left", size="small", color=MUTED)
+    figure.suptitle(_wrapped(title.splitlines(), 74), x=0.012, ha="left", weight="bold")
+    figure.supxlabel(_wrapped([subtitle, *notes], 112), x=0.012, ha="left", size="small", color=MUTED)
     return figure
+
+
+def font_scale() -> float:
+    """Return how much larger than usual the text is: the config's ``figures.font_scale``."""
+    return float(mpl.rcParams["font.size"]) / 12  # seaborn's "notebook" size
+
+
+def _wrapped(texts: Sequence[str], width: int) -> str:
+    """Return ``texts`` below one another, in lines of ``width`` characters of the usual size."""
+    return "\n".join(line for text in texts for line in textwrap.wrap(text, round(width / font_scale())))
 
 
 def save(figure: Figure, paths: Iterable[str | Path], dpi: int) -> None:

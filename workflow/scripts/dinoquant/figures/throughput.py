@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 from scipy.optimize import isotonic_regression
 
-from dinoquant.figures.style import WIDTH, Style, finish, unsupported_notes
+from dinoquant.figures.style import WIDTH, Style, finish, font_scale, unsupported_notes
 
 
 def draw(table: pd.DataFrame, style: Style) -> Figure:
@@ -49,7 +49,7 @@ def _name_lines(ax: Axes, x: float, ends: dict[str, float], style: Style) -> Non
     """Write the names to the right of the axes, in the order of the lines' ends and far enough apart to be read."""
     top = ax.get_ylim()[1]
     names = sorted(ends, key=lambda name: ends[name])
-    heights = spread([ends[name] for name in names], 0.062 * top, top)
+    heights = spread([ends[name] for name in names], 0.062 * font_scale() * top, top)
     for name, height in zip(names, heights, strict=True):
         ax.annotate(
             name,

@@ -1,7 +1,7 @@
 """What the quantization recipes share: what they return, how a model's parts are counted, the check on promises."""
 
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -38,7 +38,7 @@ class Quantized:
     asked: Collection[str]  # kinds of parts that the variant asked to convert
     became: Mapping[str, Converted]  # by the part's name in the float model; the others are as they were
     engine: str | None = None  # of the `quantized::` operators: weights are packed for it, also on loading
-    freeze: bool = True  # whether TorchScript may fold the weights into constants
+    variable: Sequence[str] = ()  # attributes that TorchScript must not fold into constants
 
 
 def parts(model: nn.Module) -> list[Part]:

@@ -27,6 +27,7 @@ WEIGHT_OBSERVERS: Mapping[str, Any] = {
     "per-channel": PerChannelMinMaxObserver.with_args(dtype=torch.qint8, qscheme=torch.per_channel_symmetric),
 }
 CALIBRATION_BATCH = 16
+X86_ENGINES = ("x86", "fbgemm")
 
 
 def quantize(model: nn.Module, options: Mapping[str, Any], calibration: Tensor | None) -> Quantized:
@@ -34,8 +35,8 @@ def quantize(model: nn.Module, options: Mapping[str, Any], calibration: Tensor |
 
     :param calibration: float32 ``[N, 3, S, S]``, normalised.
 
-    Raises UserError without calibration images, for an engine that is not there, and for module types of which nothing
-    was converted.
+    Raises UserError without calibration images, for an engine that is not there or has no real kernel, and for module
+    types of which nothing was converted.
     """
     if calibration is None or not len(calibration):
         raise UserError(
@@ -44,6 +45,7 @@ def quantize(model: nn.Module, options: Mapping[str, Any], calibration: Tensor |
     asked = options["modules"]
     changed, targets = copy_with_targets(model, asked)
     with engine(options["engine"]) as chosen, deprecations_known():
+        _require_kernel(chosen)
         qconfig: Any = _qconfig(options["weights"], options["observer"], chosen)
         for name in targets:
             linear = changed.get_submodule(name)
@@ -60,9 +62,18 @@ def quantize(model: nn.Module, options: Mapping[str, Any], calibration: Tensor |
 def _qconfig(weights: str, observer: str, engine_name: str) -> QConfig:
     # x86 processors without VNNI add two products of 8 bit each in 16 bit, which saturates; 7 bit activations fit.
     # A file may be loaded on another machine than this one, so that this one's processor must not decide.
-    reduce_range = engine_name != "qnnpack"
-    activation = OBSERVERS[observer].with_args(dtype=torch.quint8, reduce_range=reduce_range)
+    highest = 127 if engine_name in X86_ENGINES else 255
+    activation = OBSERVERS[observer].with_args(dtype=torch.quint8, quant_min=0, quant_max=highest)
     return QConfig(activation, WEIGHT_OBSERVERS[weights])  # type: ignore[no-untyped-call]  # not typed in torch
+
+
+def _require_kernel(engine_name: str) -> None:
+    if engine_name == "onednn" and "x86" in torch.backends.quantized.supported_engines:
+        raise UserError(
+            "engine onednn has only its reference kernel for int8-static on x86 processors (`ref_int8` under "
+            "ONEDNN_VERBOSE=1, as soon as an input has a zero point): it takes a thousand times as long as the others. "
+            "Set the variant's engine to auto, x86 or fbgemm."
+        )
 
 
 @torch.no_grad()

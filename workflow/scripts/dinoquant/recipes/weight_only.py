@@ -50,8 +50,8 @@ def quantize(model: nn.Module, options: Mapping[str, Any], calibration: Tensor |
         changed.set_submodule(name, WeightOnlyLinear(linear))
     became = converted(model, changed, _describe)
     require_converted(model, asked, became)
-    # Freezing would compute the float weights ahead and store those: four times the size.
-    return Quantized(changed, asked, became, freeze=False)
+    # Folded, the weights would be converted to float32 ahead of time and stored so: four times the size.
+    return Quantized(changed, asked, became, variable=[f"{name}.weight" for name in targets])
 
 
 def _describe(module: nn.Module) -> str | None:

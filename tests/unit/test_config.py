@@ -1,0 +1,121 @@
+"""What a person is told about a config that cannot work, and what a good one is completed to."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from dinoquant.config import complete, unsupported
+from dinoquant.errors import UserError
+from dinoquant.recipes import RECIPES
+
+ROOT = Path(__file__).parents[2]
+SCHEMA = yaml.safe_load((ROOT / "workflow/schemas/config.schema.yaml").read_text())
+GOOD = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+
+
+def merged(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
+    result = copy.deepcopy(base)
+    for key, value in change.items():
+        result[key] = merged(result.get(key) or {}, value) if isinstance(value, dict) else value
+    return result
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"latncy": {}}, ["unknown key `latncy`", "did you mean `latency`"]),
+        ({"dataset": {"bank_per_clas": 3}}, ["dataset: unknown key", "did you mean `bank_per_class`"]),
+        ({"variants": {"x": {"recipe": "int8-dynamc"}}}, ["variants.x.recipe", "did you mean `int8-dynamic`"]),
+        ({"variants": {"x": {}}}, ["variants.x: missing `recipe`"]),
+        ({"variants": {"x": {"recipe": "bf16", "engine": "x86"}}}, ["variants.x", "`engine` of the recipe bf16"]),
+        ({"variants": {"x": {"recipe": "int8-dynamic", "weight": "per-tensor"}}}, ["did you mean `weights`"]),
+        ({"variants": {"x": {"recipe": "int8-dynamic", "modules": ["Lnear"]}}}, ["did you mean `Linear`"]),
+        ({"variants": {"x": {"recipe": "int8-dynamic", "modules": []}}}, ["variants.x.modules"]),
+        ({"variants": {"x": {"recipe": "int8-static", "observer": 3}}}, ["variants.x.observer", "minmax"]),
+        ({"variants": {"../x": {"recipe": "bf16"}}}, ["`../x` cannot be a variant's name"]),
+        ({"variants": {"a b; rm": {"recipe": "bf16"}}}, ["cannot be a variant's name"]),
+        ({"variants": {"fp32": None}}, ["there is none called fp32"]),
+        ({"variants": {"fp32": {"recipe": "bf16"}}}, ["there is none called fp32"]),
+        ({"latency": {"batch_sizes": [0]}}, ["latency.batch_sizes.0", "minimum of 1"]),
+        ({"latency": {"batch_sizes": ["one"]}}, ["latency.batch_sizes.0", "'integer'"]),
+        ({"latency": {"batch_sizes": []}}, ["latency.batch_sizes"]),
+        ({"latency": {"threads": "all"}}, ["latency.threads", "`auto` or a whole number"]),
+        ({"latency": {"rounds": 5}}, ["latency.rounds", "minimum of 6"]),
+        ({"devices": ["gpu"]}, ["devices", "`auto` or a list of cpu, cuda"]),
+        ({"devices": []}, ["devices"]),
+        ({"dataset": {"checksum": "abc"}}, ["dataset.checksum"]),
+        ({"dataset": {"queries": "2000"}}, ["dataset.queries", "'integer'"]),
+        ({"model": {"architecture": "../../etc"}}, ["model.architecture"]),
+        ({"accuracy": {"temperature": 0}}, ["accuracy.temperature"]),
+        ({"figures": {"batch_size": 7}}, ["figures.batch_size: 7 is not measured"]),
+        ({"dataset": {"source": "generated", "queries": 5000}}, ["dataset.queries: 5000", "only 200"]),
+        ({"dataset": {"source": "generated", "queries": 20, "bank_per_class": 60}}, ["only 600"]),
+        ({"seed": -1}, ["seed"]),
+        ({"variants": ["fp32"]}, ["variants", "'object'"]),
+    ],
+)
+def test_mistake_is_explained(change: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(UserError) as error:
+        complete(merged(GOOD, change), SCHEMA)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    with pytest.raises(UserError) as error:
+        complete(merged(GOOD, {"sed": 1, "latency": {"rounds": 1}}), SCHEMA)
+    assert "`sed`" in str(error.value)
+    assert "latency.rounds" in str(error.value)
+
+
+def test_defaults_reach_every_level() -> None:
+    minimal = {
+        "dataset": {"source": "a.zip"},
+        "model": {"architecture": "test_vit", "checkpoint": "seeded"},
+        "variants": {"fp32": {"recipe": "fp32"}, "int8": {"recipe": "int8-static"}},
+    }
+    config = complete(minimal, SCHEMA)
+    assert config["dataset"]["bank_per_class"] == 50
+    assert config["dataset"]["generated"]["classes"] == 20
+    assert config["latency"]["batch_sizes"] == [1, 16]
+    assert config["devices"] == "auto"
+    assert config["variants"]["int8"] == {
+        "recipe": "int8-static",
+        "modules": ["Linear"],
+        "weights": "per-channel",
+        "observer": "minmax",
+        "engine": "auto",
+    }
+    assert complete(config, SCHEMA) == config
+    assert "latency" not in minimal
+
+
+def test_every_key_has_a_description_and_a_default_or_is_required() -> None:
+    def check(schema: dict[str, Any], where: str) -> None:
+        for key, entry in schema.get("properties", {}).items():
+            resolved = {**SCHEMA["$defs"][entry["$ref"].rsplit("/", 1)[1]], **entry} if "$ref" in entry else entry
+            assert resolved.get("description"), f"{where}.{key}"
+            assert "default" in resolved or key in schema.get("required", []), f"{where}.{key}"
+            check(resolved, f"{where}.{key}")
+
+    check(SCHEMA, "config")
+    for name, recipe in SCHEMA["$defs"]["recipes"].items():
+        check(recipe, name)
+
+
+def test_schema_and_registry_know_the_same_recipes() -> None:
+    listed = SCHEMA["properties"]["variants"]["additionalProperties"]["properties"]["recipe"]["enum"]
+    assert set(listed) == set(SCHEMA["$defs"]["recipes"]) == set(RECIPES)
+
+
+def test_variant_set_to_null_is_left_out() -> None:
+    assert "bf16" not in complete(merged(GOOD, {"variants": {"bf16": None}}), SCHEMA)["variants"]
+
+
+def test_unsupported_gives_a_reason_for_the_devices_asked() -> None:
+    variants = {"a": {"recipe": "fp16"}, "b": {"recipe": "int8-dynamic"}, "c": {"recipe": "bf16"}}
+    assert set(unsupported(variants, ["cpu"])) == {"a"}
+    assert "GPU" in unsupported(variants, ["cpu"])["a"]["cpu"]
+    assert set(unsupported(variants, ["cuda"])) == {"b"}

@@ -1,0 +1,90 @@
+"""A small run of the whole workflow, made once, that tests copy and change."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+TARGETS = ("all", "download", "models", "figures")
+# A job of a dry run: its rule, and its wildcards if it has some.
+JOB = re.compile(r"^(?:local)?rule (\w+):\n(?:    (?!wildcards).*\n)*(?:    wildcards: (.*)\n)?", re.MULTILINE)
+PARTS = ["Snakefile", "config", "envs", "profiles", "workflow", "tests/small.yaml"]
+
+
+@dataclass(frozen=True)
+class Checkout:
+    """A copy of the workflow's files in a folder of its own, with or without results."""
+
+    folder: Path
+
+    def snakemake(self, *arguments: str, overlay: dict | None = None, **env: str) -> subprocess.CompletedProcess[str]:
+        """Run Snakemake on the small config, with `overlay` on top of it; stdout and stderr together."""
+        configs = ["config/demo.yaml", "tests/small.yaml"]
+        if overlay is not None:
+            (self.folder / "overlay.yaml").write_text(yaml.safe_dump(overlay))
+            configs.append("overlay.yaml")
+        command = [sys.executable, "-m", "snakemake", "--cores", "2", *arguments, "--configfile", *configs]
+        return subprocess.run(
+            command,
+            cwd=self.folder,
+            env={**os.environ, **env},
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=400,
+        )
+
+    def stale(self, *arguments: str, overlay: dict | None = None) -> Counter[str]:
+        """Return the jobs that a run would do now, as `rule` or `rule wildcard=value,...`; targets do not count."""
+        done = self.snakemake("--dry-run", *arguments, overlay=overlay)
+        assert done.returncode == 0, done.stdout
+        jobs = JOB.findall(done.stdout)
+        return Counter(f"{rule} {wildcards}".strip() for rule, wildcards in jobs if rule not in TARGETS)
+
+    def copy(self, folder: Path) -> "Checkout":
+        shutil.copytree(self.folder, folder, symlinks=True)  # keeps time stamps
+        return Checkout(folder)
+
+
+@pytest.fixture(scope="session")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+    """The workflow's files without any results."""
+    folder = tmp_path_factory.mktemp("checkout") / "workflow"
+    for part in PARTS:
+        source, target = ROOT / part, folder / part
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy2(source, target)
+    return Checkout(folder)
+
+
+@pytest.fixture(scope="session")
+def finished(checkout: Checkout, tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+    """A finished run of the small config: read only, copy it to change something."""
+    run = checkout.copy(tmp_path_factory.mktemp("finished") / "workflow")
+    done = run.snakemake()
+    assert done.returncode == 0, done.stdout
+    (run.folder / "stdout.txt").write_text(done.stdout)
+    return run
+
+
+@pytest.fixture
+def run(finished: Checkout, tmp_path: Path) -> Checkout:
+    """The finished small run, to be changed."""
+    return finished.copy(tmp_path / "workflow")
+
+
+@pytest.fixture
+def fresh(checkout: Checkout, tmp_path: Path) -> Checkout:
+    """The workflow's files without results, to be changed."""
+    return checkout.copy(tmp_path / "workflow")

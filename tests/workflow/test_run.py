@@ -1,0 +1,97 @@
+"""What a finished run looks like: complete, alone while it timed, and reported."""
+
+import base64
+import csv
+import json
+import subprocess
+import sys
+import zipfile
+
+from conftest import ROOT, Checkout
+
+TIMED = {"measure_latency", "measure_footprint"}
+
+
+def test_summary_has_a_row_for_every_variant(finished: Checkout) -> None:
+    with (finished.folder / "results/summary.csv").open(newline="") as stream:
+        rows = {row["variant"]: row for row in csv.DictReader(stream)}
+    assert list(rows) == ["fp32", "int8-dynamic-linear", "int8-static", "fp16"]
+    assert [row["status"] for row in rows.values()] == ["ok", "ok", "ok", "unsupported"]
+    assert rows["fp16"]["latency_p50_ms"] == ""
+    assert "GPU" in rows["fp16"]["reason"]
+    assert float(rows["fp32"]["speedup"]) > 0
+    assert float(rows["int8-static"]["compression"]) > 1.5
+    assert int(rows["int8-dynamic-linear"]["quantized_modules"]) == int(rows["fp32"]["quantizable_modules"]) - 1
+
+
+def test_run_ends_with_the_table_and_the_path_of_the_report(finished: Checkout) -> None:
+    printed = (finished.folder / "stdout.txt").read_text()
+    table, path = printed.rindex("speed-up"), printed.rindex(str(finished.folder / "results/report.html"))
+    assert table < path
+
+
+def test_timings_overlap_nothing(finished: Checkout) -> None:
+    """From the intervals that Snakemake recorded for every job."""
+    jobs = {}
+    for file in (finished.folder / ".snakemake/metadata").iterdir():
+        record = json.loads(file.read_text())
+        output = base64.b64decode(file.name).decode()
+        jobs[record["job_hash"]] = (record["rule"], record["starttime"], record["endtime"], output)
+    timed = [job for job in jobs.values() if job[0] in TIMED]
+    assert len(timed) == 6
+    for rule, start, end, output in timed:
+        others = [job for job in jobs.values() if job[3] != output and job[1] < end and job[2] > start]
+        assert not others, f"{rule} of {output} ran beside {others}"
+
+
+def test_measured_interval_lies_within_its_job(finished: Checkout) -> None:
+    timing = json.loads((finished.folder / "results/latency/cpu/fp32/batch1.json").read_text())
+    assert 0 < timing["finished"] - timing["started"] < 60
+
+
+def test_report_opens_with_the_substitutes(finished: Checkout) -> None:
+    page = (finished.folder / "results/report.html").read_text()
+    body = page[page.index("<body") :]
+    assert "generated data set" in body[:1500]
+    assert "seeded weights" in body[:1500]
+
+
+def test_models_load_without_this_project(finished: Checkout) -> None:
+    program = (
+        "import sys, torch; model = torch.jit.load(sys.argv[1]);"
+        "print(tuple(model(torch.zeros(2, 3, 160, 160)).shape), 'timm' in sys.modules, 'dinoquant' in sys.modules)"
+    )
+    path = finished.folder / "results/models/int8-static/model.pt"
+    done = subprocess.run([sys.executable, "-I", "-c", program, path], check=True, text=True, capture_output=True)
+    assert done.stdout.strip() == "(2, 64) False False"
+
+
+def test_named_targets(fresh: Checkout) -> None:
+    assert set(fresh.stale("download")) == {"generate_dataset", "verify_dataset"}
+    models = fresh.stale("models")
+    assert "export_fp32" in models
+    assert not [job for job in models if job.startswith(("measure", "extract", "summarise"))]
+    assert "summarise" in fresh.stale("figures")
+
+
+def test_snakemake_report(run: Checkout) -> None:
+    done = run.snakemake("--report", "report.zip")
+    assert done.returncode == 0, done.stdout
+    with zipfile.ZipFile(run.folder / "report.zip") as archive:
+        assert [name for name in archive.namelist() if name.endswith("report.html")]
+
+
+def test_snakefile_imports_nothing_heavy() -> None:
+    """A head node without torch can plan the run."""
+    program = (
+        "import sys; sys.modules.update(torch=None, torchvision=None, timm=None, matplotlib=None);"
+        "from snakemake.cli import main; main(sys.argv[1:])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, "--dry-run", "--cores", "1", "--configfile", "config/demo.yaml"],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    assert done.returncode == 0, done.stdout

@@ -1,0 +1,161 @@
+"""The contract of what runs again after which change, row by row: users rely on it as on an interface."""
+
+import os
+from pathlib import Path
+
+import pytest
+from conftest import Checkout
+
+FIGURES = ["latency", "throughput", "size", "pareto", "fidelity", "audit"]
+VARIANTS = ["fp32", "int8-dynamic-linear", "int8-static"]  # of tests/small.yaml, those that run on a CPU
+
+
+def draw(*figures: str) -> set[str]:
+    return {f"draw_figure figure={figure}" for figure in figures}
+
+
+PAGE = {*draw(*FIGURES), "write_report"}
+AGGREGATE = {"summarise", *PAGE}
+
+
+def latency(*variants: str) -> set[str]:
+    return {f"measure_latency device=cpu, variant={variant}, batch=1" for variant in variants}
+
+
+def footprint(*variants: str) -> set[str]:
+    return {f"measure_footprint device=cpu, variant={variant}" for variant in variants}
+
+
+def per_variant(rule: str, *variants: str) -> set[str]:
+    return {f"{rule} variant={variant}" for variant in variants}
+
+
+def accuracy(*variants: str) -> set[str]:
+    return per_variant("evaluate_accuracy", *variants)
+
+
+def whole(*variants: str) -> set[str]:
+    return (
+        per_variant("quantize", *variants)
+        | per_variant("extract_features", *variants)
+        | accuracy(*variants)
+        | latency(*variants)
+        | footprint(*variants)
+    )
+
+
+EVERYTHING = (
+    {"generate_dataset", "verify_dataset", "pack_images", "export_fp32", "quantize variant=fp16"}
+    | (whole(*VARIANTS) - {"quantize variant=fp32"})
+    | AGGREGATE
+)
+
+
+def append(run: Checkout, path: str, text: str = "\n# changed\n") -> None:
+    file = run.folder / path
+    file.write_text(file.read_text() + text)
+
+
+def test_nothing(run: Checkout) -> None:
+    assert set(run.stale()) == set()
+
+
+def test_a_fresh_run_does_everything_once(fresh: Checkout) -> None:
+    jobs = fresh.stale()
+    assert set(jobs) == EVERYTHING
+    assert set(jobs.values()) == {1}
+
+
+@pytest.mark.parametrize(
+    ("overlay", "expected"),
+    [
+        pytest.param({"figures": {"palette": "deep"}}, PAGE, id="figures, used by all"),
+        pytest.param(
+            {"figures": {"batch_size": 1}}, {*draw("latency", "pareto"), "write_report"}, id="figures, used by two"
+        ),
+        pytest.param(
+            {"variants": {"int8-static": {"observer": "histogram"}}}, whole("int8-static") | AGGREGATE, id="an option"
+        ),
+        pytest.param({"variants": {"bf16": {"recipe": "bf16"}}}, whole("bf16") | AGGREGATE, id="a new variant"),
+        pytest.param({"latency": {"rounds": 7}}, latency(*VARIANTS) | AGGREGATE, id="a latency key"),
+        pytest.param({"accuracy": {"k": 2}}, accuracy(*VARIANTS) | AGGREGATE, id="an accuracy key"),
+        pytest.param(
+            {"accuracy": {"batch_size": 2}},
+            per_variant("extract_features", *VARIANTS) | accuracy(*VARIANTS) | AGGREGATE,
+            id="an accuracy key of the extraction",
+        ),
+        pytest.param({"variants": {"int8-static": None}}, AGGREGATE, id="a variant left out"),
+    ],
+)
+def test_a_change_of_the_config(run: Checkout, overlay: dict, expected: set[str]) -> None:
+    assert set(run.stale(overlay=overlay)) == expected
+
+
+@pytest.mark.parametrize(
+    ("module", "expected"),
+    [
+        ("knn", accuracy(*VARIANTS) | AGGREGATE),
+        ("latency", latency(*VARIANTS) | AGGREGATE),
+        ("recipes/static", whole("int8-static") | AGGREGATE),
+        ("figures/size", PAGE),
+        ("report", {"write_report"}),
+        ("generate", EVERYTHING - {"export_fp32", "quantize variant=fp16"} - whole(*VARIANTS) | accuracy(*VARIANTS)
+         | per_variant("extract_features", *VARIANTS) | whole("int8-static")),
+    ],
+)  # fmt: skip
+def test_a_library_module(run: Checkout, module: str, expected: set[str]) -> None:
+    append(run, f"workflow/scripts/dinoquant/{module}.py")
+    assert set(run.stale()) == expected
+
+
+def test_a_script(run: Checkout) -> None:
+    append(run, "workflow/scripts/evaluate_accuracy.py")
+    assert set(run.stale()) == accuracy(*VARIANTS) | AGGREGATE
+
+
+def test_the_lock(run: Checkout) -> None:
+    append(run, "envs/pipeline.lock")
+    assert set(run.stale()) == EVERYTHING
+
+
+def test_the_lock_downloads_nothing_again(run: Checkout) -> None:
+    sources = {"dataset": {"source": "https://example.org/a.zip"}, "model": {"checkpoint": "https://example.org/b.pth"}}
+    for path in ("datasets/a.zip", "checkpoints/b.pth"):
+        file = run.folder / "resources" / path
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("placed by hand")
+    append(run, "envs/pipeline.lock")
+    jobs = run.stale(overlay=sources)
+    assert {"verify_dataset", "verify_checkpoint", "pack_images", "export_fp32"} <= set(jobs)
+    assert not [job for job in jobs if job.startswith("download")]
+
+
+def test_touch_and_a_fresh_checkout(run: Checkout) -> None:
+    """Time stamps of the sources mean nothing, nor does another order of a dict's keys."""
+    for part in ("Snakefile", "config", "envs", "profiles", "workflow"):
+        path = run.folder / part
+        for file in [path, *path.rglob("*")]:
+            os.utime(file)
+    overlay = {"latency": {"warmup_seconds": 0.2, "block_seconds": 0.02, "rounds": 6, "threads": "auto"}}
+    assert set(run.stale(overlay=overlay)) == set()
+
+
+def test_every_module_that_a_script_imports_is_an_input(finished: Checkout) -> None:
+    """What Python really imports while a script is loaded is among what the static scan declares."""
+    import subprocess
+    import sys
+
+    program = (
+        "import sys, importlib.util; sys.path.insert(0, 'workflow/scripts');"
+        "spec = importlib.util.spec_from_file_location('script', sys.argv[1]);"
+        "spec.loader.exec_module(importlib.util.module_from_spec(spec));"
+        "print(*[m.__file__ for n, m in sys.modules.items() if n.split('.')[0] == 'dinoquant'], sep='\\n')"
+    )
+    detailed = finished.snakemake("--forceall", "--dry-run").stdout
+    for script in ("quantize", "export_fp32", "pack_images"):
+        loaded = subprocess.run(
+            [sys.executable, "-c", program, f"workflow/scripts/{script}.py"],
+            cwd=finished.folder, check=True, text=True, stdout=subprocess.PIPE,
+        ).stdout.split()  # fmt: skip
+        inputs = detailed.split(f"rule {script}:\n    input: ")[1].split("\n")[0]
+        assert [f for f in loaded if str(Path(f).relative_to(finished.folder)) not in inputs] == []
