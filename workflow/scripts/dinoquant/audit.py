@@ -24,14 +24,14 @@ COLUMNS = (
 )
 UNCHANGED = "fp32"
 REASONS = {
-    "LayerNorm": "its mean and variance need float range; 0.1 % of the arithmetic",
-    "GELU": "no integer kernel in PyTorch; its outliers are what breaks the next layer's int8 input",
+    "LayerNorm": "computed from its input's own mean and variance; no matrix product",
+    "GELU": "a nonlinear function without integer kernel in PyTorch; no matrix product",
     "softmax": "inside scaled_dot_product_attention, which has no integer kernel in PyTorch",
     "Dropout": "does nothing in eval mode",
     "PatchDropout": "does nothing in eval mode",
     "DropPath": "does nothing in eval mode",
     "Identity": "does nothing",
-    "LayerScale": "one multiplication per channel; too little to gain",
+    "LayerScale": "one multiplication per channel; no matrix product",
     "Parameter": "added to or joined with the tokens; no matrix product",
 }
 

@@ -93,7 +93,8 @@ def _trace(quantized: Quantized, image: Tensor) -> torch.jit.ScriptModule:
         traced: torch.jit.ScriptModule = torch.jit.trace(  # type: ignore[no-untyped-call]  # not typed in torch
             quantized.module.eval(), image, check_trace=False
         )
-        return torch.jit.freeze(traced, preserved_attrs=list(quantized.variable))
+        frozen: torch.jit.ScriptModule = torch.jit.freeze(traced, preserved_attrs=list(quantized.variable))
+    return frozen
 
 
 def _serialize(traced: torch.jit.ScriptModule, card: Mapping[str, Any]) -> bytes:

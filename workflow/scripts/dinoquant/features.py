@@ -72,8 +72,8 @@ def prepared(
     """Yield the batches as the model takes them, read and transformed (on ``device``) when they are asked for.
 
     Not ahead in a second thread: the images are decoded already, and preparing one takes 0.2 to 0.6 ms where int8
-    ViT-Ti takes 12 and ViT-S 30 (one thread each). The second thread costs as much in memory traffic as it could hide,
-    and more where a job per core runs. `tests/bench/extraction.py` measures what is left.
+    ViT-Ti takes 12 and ViT-S 30 (one thread each). A second thread cost more processor time than that, by page faults,
+    and jobs side by side leave no idle core for it. `tests/bench/extraction.py` measures what is left.
     """
     for start in range(0, len(indices), batch_size):
         pixels = torch.from_numpy(images[indices[start : start + batch_size]]).to(device)

@@ -1,0 +1,165 @@
+"""What goes wrong in practice: each ends with a message and nothing that looks finished, and the next run goes on."""
+
+import hashlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import Checkout
+from dinoquant.generate import generate
+from dinoquant.machine import cuda_devices
+from httpserver import serve, unused_url
+
+PLACE = Path("resources/datasets/data.zip")
+CUT = 65536  # bytes; a multiple of what the download writes at a time
+
+
+@pytest.fixture(scope="session")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A small archive in Tiny ImageNet's layout."""
+    path = tmp_path_factory.mktemp("archive") / "data.zip"
+    generate(path, classes=4, train_per_class=6, val_per_class=3, seed=0)
+    return path.read_bytes()
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize(
+    ("overlay", "words"),
+    [
+        ({"latncy": {"rounds": 7}}, ["unknown key `latncy`", "did you mean `latency`"]),
+        ({"dataset": {"source": "nowhere.zip"}}, ["dataset.source: there is no file nowhere.zip"]),
+        ({"model": {"checkpoint": "ftp://example.org/x.pth"}}, ["model.checkpoint", "not an http(s) URL"]),
+        ({"variants": {"fp32": None}}, ["there is none called fp32"]),
+        pytest.param(
+            {"devices": ["cuda"]},
+            ["devices: cuda was asked for", "It has: cpu"],
+            marks=pytest.mark.skipif(cuda_devices() > 0, reason="this machine has a GPU"),
+        ),
+    ],
+)
+def test_mistake_in_the_config_stops_before_the_first_job(fresh: Checkout, overlay: dict, words: list[str]) -> None:
+    done = fresh.snakemake(overlay=overlay)
+    assert done.returncode != 0
+    for word in words:
+        assert word in done.stdout
+    assert "Traceback" not in done.stdout
+    assert not (fresh.folder / "results").exists()
+
+
+def test_unknown_architecture_names_the_nearest(fresh: Checkout) -> None:
+    done = fresh.snakemake("models", overlay={"model": {"architecture": "vit_smal_patch16_224"}})
+    assert done.returncode != 0
+    assert "vit_small_patch16_224" in done.stdout
+    assert not list((fresh.folder / "results").rglob("*.pt"))
+
+
+def test_download_then_pinned_checksum_runs_nothing_again(fresh: Checkout, archive: bytes) -> None:
+    with serve(archive, cuts=[CUT]) as server:
+        source = {"dataset": {"source": server.url}}
+        done = fresh.snakemake("results/data/manifest.csv", overlay=source)
+    assert done.returncode == 0, done.stdout
+    assert [request.headers.get("Range") for request in server.requests] == [None, f"bytes={CUT}-"]
+    digest = hashlib.sha256(archive).hexdigest()
+    assert digest in done.stdout  # recorded and printed, as nobody knows it
+    pinned = {"dataset": {"source": server.url, "checksum": f"sha256:{digest}"}}
+    assert not fresh.stale("results/data/manifest.csv", overlay=pinned)
+    wrong = {"dataset": {"source": server.url, "checksum": "sha256:" + "0" * 64}}
+    done = fresh.snakemake("-n", overlay=wrong)
+    assert done.returncode != 0
+    assert digest in done.stdout
+
+
+def test_wrong_checksum_leaves_nothing(fresh: Checkout, archive: bytes) -> None:
+    with serve(archive) as server:
+        wrong = {"dataset": {"source": server.url, "checksum": "md5:" + "0" * 32}}
+        done = fresh.snakemake("download", overlay=wrong)
+        assert done.returncode != 0
+        assert hashlib.md5(archive).hexdigest() in done.stdout
+        assert files(fresh.folder / "resources") == []
+        right = {"dataset": {"source": server.url, "checksum": f"md5:{hashlib.md5(archive).hexdigest()}"}}
+        assert fresh.snakemake("download", overlay=right).returncode == 0
+
+
+def test_missing_source_says_where_to_put_the_file(fresh: Checkout, archive: bytes) -> None:
+    with serve(archive, status=[404] * 9) as server:
+        missing = {"dataset": {"source": server.url}}
+        done = fresh.snakemake("download", overlay=missing)
+    assert done.returncode != 0
+    assert "404" in done.stdout
+    assert str(PLACE) in done.stdout
+    assert files(fresh.folder / "resources") == []
+    (fresh.folder / PLACE).parent.mkdir(parents=True, exist_ok=True)
+    (fresh.folder / PLACE).write_bytes(archive)
+    done = fresh.snakemake("download", overlay=missing)
+    assert done.returncode == 0, done.stdout
+
+
+def test_no_network_with_the_file_in_place(fresh: Checkout, archive: bytes) -> None:
+    (fresh.folder / PLACE).parent.mkdir(parents=True)
+    (fresh.folder / PLACE).write_bytes(archive)
+    overlay = {"dataset": {"source": unused_url(), "checksum": f"md5:{hashlib.md5(archive).hexdigest()}"}}
+    assert fresh.snakemake("results/data/manifest.csv", overlay=overlay).returncode == 0
+    (fresh.folder / PLACE).write_bytes(b"not that file")
+    done = fresh.snakemake("results/data/manifest.csv", overlay=overlay)
+    assert done.returncode != 0
+    assert str(PLACE) in done.stdout
+
+
+def test_killed_job(fresh: Checkout) -> None:
+    target = "results/models/fp32/model.pt"
+    command = [sys.executable, "-m", "snakemake", "--cores", "1", target]
+    configs = ["--configfile", "config/demo.yaml", "tests/small.yaml"]
+    with subprocess.Popen(
+        [*command, *configs], cwd=fresh.folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as process:
+        _job_of(process.pid, "export_fp32.py").kill()
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "export_fp32" in output
+    assert not list((fresh.folder / "results/models").rglob("*.*"))
+    done = fresh.snakemake(target)
+    assert done.returncode == 0, done.stdout
+
+
+def _job_of(pid: int, script: str) -> psutil.Process:
+    """Wait until a descendant of a process runs a script, and return it."""
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        for child in psutil.Process(pid).children(recursive=True):
+            try:
+                if child.name().startswith("python") and any(part.endswith(script) for part in child.cmdline()):
+                    return child
+            except psutil.NoSuchProcess:
+                continue
+        time.sleep(0.02)
+    raise AssertionError(f"no job ran {script}")
+
+
+@pytest.fixture
+def small_disk(fresh: Checkout) -> Iterator[Path]:
+    """`results/models` of the checkout on a file system of 1 MB."""
+    folder = fresh.folder / "results" / "models"
+    folder.mkdir(parents=True)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mount, stderr=subprocess.DEVNULL).returncode != 0:
+        pytest.skip("only root can make a small disk here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_full_disk(fresh: Checkout, small_disk: Path) -> None:
+    done = fresh.snakemake("results/models/fp32/model.pt")
+    assert done.returncode != 0
+    assert "The disk is full" in done.stdout
+    assert files(small_disk) == []
+    subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
+    done = fresh.snakemake("results/models/fp32/model.pt")
+    assert done.returncode == 0, done.stdout
