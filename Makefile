@@ -22,5 +22,6 @@ lint: env
 bench: env
 	.venv/bin/python tests/bench/overhead.py && .venv/bin/python tests/bench/extraction.py
 
-lock:
-	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -o envs/pipeline.lock envs/pipeline.in && uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -o envs/dev.lock envs/dev.in
+COMPILE = uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
+lock: env
+	$(COMPILE) -o envs/pipeline.lock envs/pipeline.in && $(COMPILE) -o envs/dev.lock envs/dev.in && .venv/bin/python envs/conda.py > envs/pipeline.yaml

@@ -123,7 +123,8 @@ END
 write_clients() {
     local command
     for command in $CLIENTS; do
-        printf '#!/bin/sh\nSLURM_CONF=%s exec %s "$@"\n' "$DIR/client.conf" "$(command -v "$command")" >"$DIR/bin/$command"
+        printf '#!/bin/sh\nSLURM_CONF=%s exec %s "$@"\n' \
+            "$DIR/client.conf" "$(command -v "$command")" >"$DIR/bin/$command"
         chmod +x "$DIR/bin/$command"
     done
     echo "export PATH=$DIR/bin:\$PATH" >"$DIR/env"

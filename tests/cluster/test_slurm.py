@@ -33,8 +33,10 @@ SUBMITTED = {
 TIMED = {"measure_latency", "measure_footprint"}
 # With fp32, which is always there, the fewest jobs that a whole run can have.
 VARIANT = "int8-dynamic-linear"
-# First poll after so many seconds: about what a job takes. Every poll in vain makes the next wait 10 s longer.
-POLL_SECONDS = "8"
+# First poll after so many seconds: about what a job takes. Every poll in vain, or of a failed job, makes the next wait
+# 10 s longer, and a run ends only after the wait that has begun.
+POLL_SECONDS = 8
+FAILURE_POLL_SECONDS = 14
 
 MISSING = [
     command
@@ -72,13 +74,13 @@ class Cluster:
             _job(line) for line in self.ask("scontrol", "show", "job", "--oneliner").splitlines() if "JobId=" in line
         ]
 
-    def snakemake(self, directory: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    def snakemake(self, directory: Path, poll: int, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
         """Run the workflow in a directory with the cluster's profile, stdout and stderr together."""
         command = [
             Path(sys.executable).with_name("snakemake"),
             *("--workflow-profile", PROFILE),
             *("--directory", directory),
-            *("--slurm-init-seconds-before-status-checks", POLL_SECONDS),
+            *("--slurm-init-seconds-before-status-checks", str(poll)),
             *arguments,
         ]
         return subprocess.run(
@@ -137,7 +139,7 @@ def directory(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Pat
     presets = yaml.safe_load((ROOT / "config" / "config.yaml").read_text())["variants"]
     overlay = directory / "overlay.yaml"
     overlay.write_text(yaml.safe_dump({"variants": dict.fromkeys(presets.keys() - {"fp32", VARIANT})}))
-    run = cluster.snakemake(directory, "results/summary.csv", "--configfile", *SMALL, overlay)
+    run = cluster.snakemake(directory, POLL_SECONDS, "results/summary.csv", "--configfile", *SMALL, overlay)
     assert run.returncode == 0, run.stdout
     return directory
 
@@ -194,7 +196,8 @@ def test_failure_shows_its_message_and_its_logs(cluster: Cluster, tmp_path: Path
     overlay = tmp_path / "broken.yaml"
     overlay.write_text(yaml.safe_dump({"model": {"checkpoint": str(checkpoint)}}))
 
-    run = cluster.snakemake(tmp_path, "--configfile", *SMALL, overlay, "--retries", "0", "--until", "export_fp32")
+    arguments: list[str | Path] = ["--retries", "0", "--until", "export_fp32", "--configfile", *SMALL, overlay]
+    run = cluster.snakemake(tmp_path, FAILURE_POLL_SECONDS, *arguments)
 
     assert run.returncode != 0
     assert "Error in rule export_fp32" in run.stdout

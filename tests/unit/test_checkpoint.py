@@ -117,10 +117,10 @@ def test_fit_lists_ten_misfits_and_counts_the_rest() -> None:
         fit(model, model.state_dict() | {f"x{i}": torch.ones(1) for i in range(12)})
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e300], ids=["nan", "inf", "beyond-float32"])
 def test_fit_rejects_values_that_are_not_finite(value: float) -> None:
     model = network()
-    state = dict(model.state_dict()) | {"norm.bias": torch.tensor([0, 0, value, 0])}
+    state = dict(model.state_dict()) | {"norm.bias": torch.tensor([0, 0, value, 0], dtype=torch.float64)}
     with pytest.raises(UserError, match=r"NaN or infinite values in norm\.bias"):
         fit(model, state)
 

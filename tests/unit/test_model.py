@@ -60,7 +60,14 @@ def test_weights_survive_a_round_trip_at_another_image_size() -> None:
     assert checkpoint.fit(rebuilt, seeded.state_dict()) == []
     images = torch.randn(1, 3, 64, 64)
     assert torch.equal(rebuilt(images), seeded(images))
-    assert not rebuilt(images).requires_grad
+
+
+def test_weights_are_frozen_also_after_a_change_of_size() -> None:
+    network = model.build("test_vit")
+    assert not any(parameter.requires_grad for parameter in network.parameters())
+    model.resize(network, 64)
+    assert not any(parameter.requires_grad for parameter in network.parameters())
+    assert network.pos_embed.shape[1] == 1 + 4 * 4
 
 
 def test_info_describes_the_model() -> None:

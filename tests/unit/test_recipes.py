@@ -227,6 +227,7 @@ def test_weight_only_survives_a_channel_of_zeros() -> None:
     linear = nn.Linear(4, 3).requires_grad_(False)
     linear.weight[1] = 0
     quantized = quantize(nn.Sequential(linear), {"recipe": "int8-weight-only", "modules": ["Linear"]})
+    assert quantized.module.get_submodule("0").scale.min() > 0
     inputs = torch.randn(5, 4)
     torch.testing.assert_close(quantized.module(inputs), linear(inputs), rtol=0, atol=0.02)
 

@@ -3,9 +3,11 @@
 import base64
 import csv
 import json
+import os
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 from conftest import ROOT, Checkout
 
@@ -79,6 +81,34 @@ def test_snakemake_report(run: Checkout) -> None:
     assert done.returncode == 0, done.stdout
     with zipfile.ZipFile(run.folder / "report.zip") as archive:
         assert [name for name in archive.namelist() if name.endswith("report.html")]
+
+
+def test_conda_environment_holds_the_lock(fresh: Checkout) -> None:
+    done = subprocess.run(
+        [sys.executable, "envs/conda.py"], cwd=fresh.folder, check=True, text=True, capture_output=True
+    )
+    assert (fresh.folder / "envs/pipeline.yaml").read_text() == done.stdout
+    assert "torch==2.15.0" in done.stdout
+    assert done.stdout.count("--hash") == (fresh.folder / "envs/pipeline.lock").read_text().count("--hash")
+
+
+def test_conda_dry_run(fresh: Checkout, tmp_path: Path) -> None:
+    """With a stand-in for the conda command, since most test machines have none: it says what Snakemake asks for."""
+    conda = tmp_path / "bin" / "conda"
+    conda.parent.mkdir()
+    conda.write_text(
+        f"""#!/bin/sh
+case "$*" in
+  *--version*) echo conda 25.1.0 ;;
+  info*) echo '{{"conda_prefix": "{tmp_path}", "platform": "linux-64"}}' ;;
+  config*) echo '{{"get": {{"channel_priority": "strict"}}}}' ;;
+esac
+"""
+    )
+    conda.chmod(0o755)
+    done = fresh.snakemake("--sdm", "conda", "-n", PATH=f"{conda.parent}:{os.environ['PATH']}")
+    assert done.returncode == 0, done.stdout
+    assert "envs/pipeline.yaml will be created" in done.stdout.replace("\n", " ")
 
 
 def test_snakefile_imports_nothing_heavy() -> None:

@@ -143,7 +143,7 @@ def calibration(wildcards):
 
 def whole_machine(wildcards):
     """Take every core of --cores, so that nothing runs beside a measurement; under Slurm the profile sees to it."""
-    return workflow.cores or 1
+    return workflow.cores
 
 
 def look(wildcards):

@@ -14,6 +14,7 @@ if __name__ == "__main__":
     with job(snakemake):
         import numpy as np
         import torch
+        from dinoquant.export import load
         from dinoquant.features import extract
 
         config, variant = snakemake.params.config, snakemake.wildcards.variant
@@ -24,7 +25,7 @@ if __name__ == "__main__":
         info = read_json(snakemake.input.info)
         images = np.load(snakemake.input.images, mmap_mode="r")
         with span("extract"):
-            model = torch.jit.load(snakemake.input.model, map_location=config["device"]).eval()
+            model = load(snakemake.input.model, config["device"]).eval()
             results = {
                 split: extract(
                     model,

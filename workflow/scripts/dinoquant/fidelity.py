@@ -99,8 +99,9 @@ def _predict(features: Features, labels: Labels, config: Mapping[str, Any]) -> N
 
 def _percentage(name: str, hits: NDArray[np.bool_], config: Mapping[str, Any]) -> dict[str, float]:
     """Return the share of hits and its interval, in percent."""
-    low, high = wilson_interval(int(hits.sum()), len(hits), config["confidence"])
-    return {name: 100 * float(hits.mean()), f"{name}_ci_low": 100 * low, f"{name}_ci_high": 100 * high}
+    count = int(hits.sum())
+    low, high = wilson_interval(count, len(hits), config["confidence"])
+    return {name: 100 * count / len(hits), f"{name}_ci_low": 100 * low, f"{name}_ci_high": 100 * high}
 
 
 def _mean(name: str, values: NDArray[np.float64], config: Mapping[str, Any]) -> dict[str, float]:

@@ -48,7 +48,6 @@ def resize(model: VisionTransformer, image_size: int | None) -> None:
             f"model.image_size is {image_size}, which patches of {patch} pixels do not tile. Nearest sizes: {nearest}."
         )
     model.set_input_size(img_size=(image_size, image_size))
-    model.requires_grad_(False)
 
 
 def side(model: VisionTransformer) -> int:
