@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import timm
 import torch
+
 from dinoquant.features import extract, prepared
 
 ARCHITECTURE = "vit_small_patch16_224"

@@ -6,10 +6,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from dinoquant.archive import Archive, CorruptImage, Selection, open_archive, select
-from dinoquant.errors import UserError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from dinoquant.archive import Archive, CorruptImage, Selection, open_archive, select
+from dinoquant.errors import UserError
 
 TRAIN = {"n2": 6, "n1": 4, "n3": 5}
 VAL = {"n2": 3, "n1": 3, "n3": 1}

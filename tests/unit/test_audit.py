@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+
 from dinoquant import audit, model
 from dinoquant.export import export
 from dinoquant.recipes import cast, dynamic, static, weight_only
-from torch import nn
 
 PER_TENSOR = {"recipe": "int8-dynamic", "modules": ["Linear"], "weights": "per-tensor", "engine": "auto"}
 VARIANTS = {

@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from dinoquant.checkpoint import fit, load_state_dict
-from dinoquant.errors import UserError
 from safetensors.torch import save_file
 from torch import nn
+
+from dinoquant.checkpoint import fit, load_state_dict
+from dinoquant.errors import UserError
 
 TENSORS = {"cls_token": torch.ones(1, 1, 4), "norm.weight": torch.arange(4.0)}
 

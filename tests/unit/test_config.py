@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
+
 from dinoquant.config import complete, unsupported
 from dinoquant.errors import UserError
 from dinoquant.recipes import RECIPES

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from dinoquant import checksum, download
 from dinoquant.checksum import Expected, verify
 from dinoquant.errors import UserError

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from dinoquant import features
 from dinoquant.errors import UserError
 from dinoquant.features import extract

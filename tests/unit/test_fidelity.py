@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from dinoquant.errors import UserError
 from dinoquant.fidelity import cosine, evaluate, mean_interval, wilson_interval
 from dinoquant.manifest import read_split
@@ -156,8 +157,9 @@ def test_trained_weights_tell_real_classes_apart(real_data: Path) -> None:
     """From image files to k-NN: 5 bank images of 10 classes each; by chance 10 % would be right."""
     import timm
     import torch
-    from dinoquant.features import extract
     from PIL import Image
+
+    from dinoquant.features import extract
 
     with zipfile.ZipFile(real_data / "tiny-imagenet-200.subset.zip") as archive:
         wnids = sorted(archive.read("tiny-imagenet-200/wnids.txt").decode().split())[:10]

@@ -8,11 +8,12 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Annotation, Text
+
 from dinoquant.figures import audit, fidelity, latency, pareto, size, throughput
 from dinoquant.figures.style import Style, read_summary, save, use_style
 from dinoquant.summary import summarise, write_summary
-from matplotlib.figure import Figure
-from matplotlib.text import Annotation, Text
 from samples import NO_CPU, VARIANTS, Samples, write_samples
 
 mpl.use("agg")

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from dinoquant.archive import open_archive, select
 from dinoquant.generate import generate
 from dinoquant.pack import pack
-from PIL import Image
 
 CLASSES = 6
 TRAIN = 15

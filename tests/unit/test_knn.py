@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+
 from dinoquant import knn
 from dinoquant.errors import UserError
 from dinoquant.knn import normalise, predict

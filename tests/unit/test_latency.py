@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
+
 from dinoquant import latency
 from dinoquant.latency import Protocol, interleave, median_interval, summarise, warm_up
-from numpy.typing import NDArray
 
 SIZE = 16
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+
 from dinoquant import machine
 from dinoquant.errors import UserError
 

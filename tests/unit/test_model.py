@@ -4,6 +4,7 @@ import logging
 
 import pytest
 import torch
+
 from dinoquant import checkpoint, model
 from dinoquant.errors import UserError
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from dinoquant.errors import UserError
 from dinoquant.model_file import read_card
 

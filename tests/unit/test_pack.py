@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from dinoquant.archive import CorruptImage, open_archive, select
 from dinoquant.errors import UserError
 from dinoquant.generate import generate
 from dinoquant.pack import OversizedImage, Packed, decode, describe, pack, write_manifest
-from PIL import Image
 
 CLASSES = 4
 TRAIN = 6

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from dinoquant.preprocess import preprocess
 from PIL import Image
 from torchvision import transforms
+
+from dinoquant.preprocess import preprocess
 
 # Unequal per channel, so that swapped channels or swapped arguments show.
 MEAN, STD = [0.485, 0.456, 0.306], [0.229, 0.324, 0.425]

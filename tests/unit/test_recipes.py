@@ -15,6 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from torch import nn
+from torch.ao.quantization import quantize_dynamic
+from torch.nn.functional import cosine_similarity
+
 from dinoquant import checkpoint, model
 from dinoquant.errors import UserError
 from dinoquant.export import export, load
@@ -24,10 +29,6 @@ from dinoquant.recipes import RECIPES
 from dinoquant.recipes.base import Quantized, converted, deprecations_known, require_converted
 from dinoquant.recipes.packed import describe
 from dinoquant.recipes.patch_embedding import PatchLinear, is_patch_embedding
-from PIL import Image
-from torch import nn
-from torch.ao.quantization import quantize_dynamic
-from torch.nn.functional import cosine_similarity
 
 BOTH = ["Linear", "Conv2d"]
 DYNAMIC = {"recipe": "int8-dynamic", "modules": ["Linear"], "weights": "per-tensor", "engine": "auto"}

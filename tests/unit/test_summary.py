@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+
 from dinoquant.errors import UserError
 from dinoquant.summary import COLUMNS, summarise, write_summary
 from samples import AGREEMENT, NO_CPU, VARIANTS, Samples, write_samples

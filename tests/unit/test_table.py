@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from dinoquant.summary import summarise, write_summary
 from dinoquant.table import render
 from samples import write_samples

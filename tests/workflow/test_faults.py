@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+
 from conftest import Checkout
 from dinoquant.generate import generate
 from dinoquant.machine import cuda_devices

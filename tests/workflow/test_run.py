@@ -68,6 +68,21 @@ def test_models_load_without_this_project(finished: Checkout) -> None:
     assert done.stdout.strip() == "(2, 64) False False"
 
 
+def test_two_clean_runs_give_equal_results(finished: Checkout, fresh: Checkout) -> None:
+    """Timings aside: whatever the images, the weights and the seed decide."""
+    results = [
+        "data/manifest.csv",
+        "models/int8-static/audit.csv",
+        "features/fp32.npz",
+        "features/int8-static.npz",
+        "accuracy/int8-static.json",
+    ]
+    done = fresh.snakemake(*(f"results/{result}" for result in results))
+    assert done.returncode == 0, done.stdout
+    for result in results:
+        assert (fresh.folder / "results" / result).read_bytes() == (finished.folder / "results" / result).read_bytes()
+
+
 def test_named_targets(fresh: Checkout) -> None:
     assert set(fresh.stale("download")) == {"generate_dataset", "verify_dataset"}
     models = fresh.stale("models")

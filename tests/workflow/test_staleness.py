@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from conftest import Checkout
 
 FIGURES = ["latency", "throughput", "size", "pareto", "fidelity", "audit"]

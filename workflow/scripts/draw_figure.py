@@ -14,6 +14,7 @@ if __name__ == "__main__":
 
         mpl.use("agg")  # no display on compute nodes
         import pandas as pd
+
         from dinoquant.figures.audit import draw as draw_audit
         from dinoquant.figures.fidelity import draw as draw_fidelity
         from dinoquant.figures.latency import draw as draw_latency

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 if __name__ == "__main__":
     with job(snakemake):
         import numpy as np
+
         from dinoquant.fidelity import evaluate
 
         config = snakemake.params.config

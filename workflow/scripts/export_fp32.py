@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 import torch
+
 from dinoquant import audit, checkpoint, model
 from dinoquant.export import export
 from dinoquant.files import atomic, write_json

@@ -14,6 +14,7 @@ if __name__ == "__main__":
     with job(snakemake):
         import numpy as np
         import torch
+
         from dinoquant.export import load
         from dinoquant.features import extract
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
+
 from dinoquant import audit, checkpoint, model
 from dinoquant.export import export
 from dinoquant.files import read_json
@@ -19,6 +20,7 @@ def calibration_images(inputs: "InputFiles", info: Mapping[str, Any]) -> torch.T
     """Return the calibration split as the model takes it: float32 ``[N, 3, S, S]``, normalised."""
     # Imported here because torchvision takes seconds to import and most recipes are not calibrated.
     import numpy as np
+
     from dinoquant.manifest import read_split
     from dinoquant.preprocess import preprocess
 
