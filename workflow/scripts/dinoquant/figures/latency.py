@@ -35,7 +35,7 @@ def draw(table: pd.DataFrame, style: Style) -> Figure:
     return finish(
         figure,
         f"Latency at batch size {table['batch_size'].iloc[0]}",
-        "Bar: median. Whisker: its 95 % interval (from six rounds up). Circle: 90th percentile. x: times as fast as fp32.",
+        "Bar: median. Whisker: 95 % interval (from six rounds up). Circle: 90th percentile. x: speed-up over fp32.",
         unsupported_notes(table),
     )
 
