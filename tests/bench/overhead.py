@@ -16,7 +16,7 @@ import pandas as pd
 
 ROOT = Path(__file__).parents[2]
 SPAN = re.compile(r"DEBUG span (\w+) ([\d.]+) ([\d.]+)$", re.MULTILINE)
-WORK = {"download", "generate", "pack", "quantize", "extract", "measure"}
+WORK = {"download", "generate", "pack", "quantize", "extract", "measure"}  # not checking, drawing and writing
 BAR_OVERHEAD = 0.25
 BAR_REDRAW_SECONDS = 20
 BAR_NOTHING_SECONDS = 5
@@ -26,7 +26,13 @@ def snakemake(folder: Path, *arguments: str) -> float:
     """Run the demo in a folder and return the seconds it took."""
     command = [sys.executable, "-m", "snakemake", "--cores", "all", "--directory", folder, *arguments]
     start = time.time()
-    subprocess.run([*command, "--configfile", "config/demo.yaml"], cwd=ROOT, check=True, stderr=subprocess.DEVNULL)
+    subprocess.run(
+        [*command, "--configfile", "config/demo.yaml"],
+        cwd=ROOT,
+        check=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     return time.time() - start
 
 

@@ -99,7 +99,8 @@ def test_the_script_writes_bank_and_queries_apart(tmp_path: Path, monkeypatch: p
     lines = [f"{index},{split},n0,0,member,RGB" for index, split in enumerate(splits)]
     (tmp_path / "manifest.csv").write_text("\n".join(["index,split,wnid,label,member,mode", *lines]))
     (tmp_path / "info.json").write_text(json.dumps(INFO))
-    torch.jit.trace(mean_colour, torch.zeros(2, 3, 16, 16)).save(str(tmp_path / "model.pt"))
+    traced = torch.jit.trace(mean_colour, torch.zeros(2, 3, 16, 16))
+    torch.jit.save(traced, tmp_path / "model.pt", _extra_files={"dinoquant.json": '{"engine": null}'})
     names = {"images": "images.npy", "manifest": "manifest.csv", "info": "info.json", "model": "model.pt"}
     snakemake = SimpleNamespace(
         input=SimpleNamespace(**{key: str(tmp_path / name) for key, name in names.items()}),
