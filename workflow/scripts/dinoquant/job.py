@@ -1,6 +1,7 @@
 """What every script of the workflow shares: its log, its errors, and the record of when it did its real work."""
 
 import errno
+import gc
 import logging
 import sys
 import time
@@ -21,6 +22,9 @@ def job(snakemake: Any) -> Iterator[None]:
     The file gets everything, with time stamps, library warnings and tracebacks; stderr gets the messages only.
     """
     _set_up_logging(Path(snakemake.log[0]), snakemake.rule)
+    # A job is a short process that imports half a million objects and keeps them: looking through them all for garbage,
+    # again and again and once more at exit, takes a quarter of PyTorch's import and most of its exit.
+    gc.set_threshold(100_000)
     try:
         yield
     except UserError as error:
@@ -33,6 +37,8 @@ def job(snakemake: Any) -> Iterator[None]:
     except Exception:
         log.exception("unexpected error: please report it with this log")
         sys.exit(1)
+    finally:
+        gc.freeze()
 
 
 @contextmanager
