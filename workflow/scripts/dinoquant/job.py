@@ -22,8 +22,8 @@ def job(snakemake: Any) -> Iterator[None]:
     The file gets everything, with time stamps, library warnings and tracebacks; stderr gets the messages only.
     """
     _set_up_logging(Path(snakemake.log[0]), snakemake.rule)
-    # A job is a short process that imports half a million objects and keeps them: looking through them all for garbage,
-    # again and again and once more at exit, takes a quarter of PyTorch's import and most of its exit.
+    # A job is a short process that imports a great many objects and keeps them. Looking through them for garbage, again
+    # and again and once more at exit, takes about a fifth of PyTorch's import and half of its exit.
     gc.set_threshold(100_000)
     try:
         yield

@@ -1,0 +1,73 @@
+"""What a person sees of a job that fails, and what its log keeps."""
+
+import errno
+import gc
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from dinoquant.errors import UserError
+from dinoquant.job import job, log, span
+
+
+@pytest.fixture
+def snakemake(tmp_path: Path) -> Iterator[SimpleNamespace]:
+    """A stand-in for Snakemake's object; what `job` sets for the whole process is put back afterwards."""
+    before = gc.get_threshold(), list(log.handlers), log.level, log.propagate
+    yield SimpleNamespace(log=[str(tmp_path / "job.log")], rule="quantize")
+    gc.set_threshold(*before[0])
+    gc.unfreeze()
+    log.handlers, log.level, log.propagate = before[1:]
+    logging.captureWarnings(False)
+    logging.getLogger("py.warnings").handlers.clear()
+
+
+def fail(snakemake: SimpleNamespace, error: Exception) -> str:
+    """Let a job end with an error and return its log."""
+    with pytest.raises(SystemExit) as end, job(snakemake):
+        raise error
+    assert end.value.code == 1
+    return Path(snakemake.log[0]).read_text()
+
+
+def test_user_error_is_a_message_without_a_traceback(
+    snakemake: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = fail(snakemake, UserError("dataset.source: there is no such file"))
+    assert capsys.readouterr().err == "quantize: dataset.source: there is no such file\n"
+    assert "dataset.source" in text
+    assert "Traceback" not in text
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"), [(errno.ENOSPC, "The disk is full"), (errno.EROFS, "--directory"), (errno.EIO, "")]
+)
+def test_system_error_comes_with_advice(
+    snakemake: SimpleNamespace, capsys: pytest.CaptureFixture[str], number: int, advice: str
+) -> None:
+    text = fail(snakemake, OSError(number, os.strerror(number)))
+    shown = capsys.readouterr().err
+    assert os.strerror(number) in shown
+    assert advice in shown
+    assert "Traceback" not in shown
+    assert "Traceback" in text
+
+
+def test_unexpected_error_keeps_its_traceback(snakemake: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "ZeroDivisionError" in fail(snakemake, ZeroDivisionError("by zero"))
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_warnings_and_spans_go_to_the_file_only(snakemake: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
+    with job(snakemake), span("measure"):
+        warnings.warn("deprecated", stacklevel=1)
+        log.info("digest")
+    text = Path(snakemake.log[0]).read_text()
+    assert "deprecated" in text
+    assert "DEBUG span measure " in text
+    assert capsys.readouterr().err == "quantize: digest\n"
