@@ -100,7 +100,7 @@ def test_the_script_writes_bank_and_queries_apart(tmp_path: Path, monkeypatch: p
     (tmp_path / "manifest.csv").write_text("\n".join(["index,split,wnid,label,member,mode", *lines]))
     (tmp_path / "info.json").write_text(json.dumps(INFO))
     traced = torch.jit.trace(mean_colour, torch.zeros(2, 3, 16, 16))
-    torch.jit.save(traced, tmp_path / "model.pt", _extra_files={"dinoquant.json": '{"engine": null}'})
+    torch.jit.save(traced, str(tmp_path / "model.pt"), _extra_files={"dinoquant.json": '{"engine": null}'})
     names = {"images": "images.npy", "manifest": "manifest.csv", "info": "info.json", "model": "model.pt"}
     snakemake = SimpleNamespace(
         input=SimpleNamespace(**{key: str(tmp_path / name) for key, name in names.items()}),
