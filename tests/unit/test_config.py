@@ -47,7 +47,7 @@ def merged(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
         ({"devices": ["gpu"]}, ["devices", "`auto` or a list of cpu, cuda"]),
         ({"devices": []}, ["devices"]),
         ({"dataset": {"checksum": "abc"}}, ["dataset.checksum"]),
-        ({"dataset": {"queries": "2000"}}, ["dataset.queries", "'integer'"]),
+        ({"dataset": {"queries": "many"}}, ["dataset.queries", "'integer'"]),
         ({"model": {"architecture": "../../etc"}}, ["model.architecture"]),
         ({"accuracy": {"temperature": 0}}, ["accuracy.temperature"]),
         ({"figures": {"batch_size": 7}}, ["figures.batch_size: 7 is not measured"]),
@@ -62,6 +62,26 @@ def test_mistake_is_explained(change: dict[str, Any], words: list[str]) -> None:
         complete(merged(GOOD, change), SCHEMA)
     for word in words:
         assert word in str(error.value)
+
+
+def test_numbers_given_on_the_command_line_are_read() -> None:
+    """Snakemake's --config passes those of nested keys on as text."""
+    change = {
+        "dataset": {"queries": "500"},
+        "latency": {"batch_sizes": ["1", "4"], "threads": "2", "block_seconds": "0.5"},
+        "model": {"image_size": "null"},
+    }
+    assert complete(merged(GOOD, change), SCHEMA) == complete(
+        merged(
+            GOOD,
+            {
+                "dataset": {"queries": 500},
+                "latency": {"batch_sizes": [1, 4], "threads": 2, "block_seconds": 0.5},
+                "model": {"image_size": None},
+            },
+        ),
+        SCHEMA,
+    )
 
 
 def test_all_mistakes_are_told_at_once() -> None:

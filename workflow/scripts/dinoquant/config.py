@@ -1,6 +1,6 @@
 """Check the config before the first job, and complete it with the schema's defaults.
 
-Imported by the Snakefile, so it needs nothing heavier than jsonschema, which Snakemake itself brings.
+Imported by the Snakefile, so it needs nothing heavier than jsonschema and PyYAML, which Snakemake itself brings.
 """
 
 import copy
@@ -8,6 +8,7 @@ import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import yaml
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError
 
@@ -26,6 +27,7 @@ def complete(config: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, 
     result = copy.deepcopy(dict(config))
     if isinstance(result.get("variants"), dict):
         result["variants"] = {name: options for name, options in result["variants"].items() if options is not None}
+    _read_numbers(result, schema)
     problems = [_explain(error) for error in Draft202012Validator(schema).iter_errors(result)]
     if not problems:
         problems = [problem for name in result["variants"] for problem in _variant_problems(name, result, schema)]
@@ -128,6 +130,26 @@ def _alternatives(options: Sequence[Mapping[str, Any]]) -> str:
         else words[option["type"]] + ", ".join(map(str, option.get("items", {}).get("enum", [])))
         for option in options
     )
+
+
+def _read_numbers(instance: dict[str, Any], schema: Mapping[str, Any]) -> None:
+    """Read what is text and should be a number: `--config "dataset={queries: 500}"` leaves nested values as text."""
+    for key, entry in schema.get("properties", {}).items():
+        value = instance.get(key)
+        if isinstance(value, dict):
+            _read_numbers(value, entry)
+        elif isinstance(value, list):
+            instance[key] = [_number(item, entry.get("items", {})) for item in value]
+        elif key in instance:
+            instance[key] = _number(value, entry)
+
+
+def _number(value: Any, entry: Mapping[str, Any]) -> Any:
+    types: set[str] = set()
+    for option in (entry, *entry.get("anyOf", ())):
+        types |= {option["type"]} if isinstance(option.get("type"), str) else set(option.get("type", ()))
+    numeric = types & {"integer", "number"} and "string" not in types
+    return yaml.safe_load(value) if isinstance(value, str) and numeric else value
 
 
 def _fill(instance: dict[str, Any], schema: Mapping[str, Any], root: Mapping[str, Any]) -> None:
