@@ -148,12 +148,11 @@ def whole_machine(wildcards):
 
 def look(wildcards):
     """Return the part of the config that this figure shows; what it does not use must not redraw it."""
-    look = {key: config["figures"][key] for key in ("palette", "font_scale", "dpi")}
     return tidy(
-        look
+        {key: config["figures"][key] for key in ("palette", "font_scale", "dpi")}
         | {
             "variants": list(VARIANTS),
-            "batch_size": (config["figures"]["batch_size"] if wildcards.figure in ("latency", "pareto") else None),
+            "batch_size": config["figures"]["batch_size"] if wildcards.figure in ("latency", "pareto") else None,
             "substitute": ", ".join(filter(None, [DATA_SUBSTITUTE, WEIGHTS_SUBSTITUTE])) or None,
         }
     )
