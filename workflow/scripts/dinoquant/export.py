@@ -93,6 +93,8 @@ def _trace(quantized: Quantized, image: Tensor) -> torch.jit.ScriptModule:
         traced: torch.jit.ScriptModule = torch.jit.trace(  # type: ignore[no-untyped-call]  # not typed in torch
             quantized.module.eval(), image, check_trace=False
         )
+        if quantized.packs_on_loading:
+            return traced
         frozen: torch.jit.ScriptModule = torch.jit.freeze(traced, preserved_attrs=list(quantized.variable))
     return frozen
 

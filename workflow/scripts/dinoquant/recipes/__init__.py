@@ -17,6 +17,7 @@ class Recipe:
 
 
 _NO_CUDA_KERNEL = "has no CUDA kernel in PyTorch: the int8 and fp16-dynamic `quantized::` operators are CPU-only"
+_ONEDNN = "is packed for oneDNN, which PyTorch has for CPUs only"
 
 RECIPES: Mapping[str, Recipe] = {
     "fp32": Recipe("cast"),
@@ -26,4 +27,8 @@ RECIPES: Mapping[str, Recipe] = {
     "int8-dynamic": Recipe("dynamic", unsupported={"cuda": f"quantized::linear_dynamic {_NO_CUDA_KERNEL}"}),
     "int8-static": Recipe("static", calibrated=True, unsupported={"cuda": f"quantized::linear {_NO_CUDA_KERNEL}"}),
     "int8-weight-only": Recipe("weight_only"),
+    "fp32-onednn": Recipe("onednn", unsupported={"cuda": _ONEDNN}),
+    "int8-per-token": Recipe("per_token"),
+    "int8-smooth": Recipe("smooth", calibrated=True, unsupported={"cuda": _ONEDNN}),
+    "int8-mixed": Recipe("mixed", calibrated=True, unsupported={"cuda": _ONEDNN}),
 }

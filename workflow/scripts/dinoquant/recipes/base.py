@@ -39,6 +39,7 @@ class Quantized:
     became: Mapping[str, Converted]  # by the part's name in the float model; the others are as they were
     engine: str | None = None  # of the `quantized::` operators: weights are packed for it, also on loading
     variable: Sequence[str] = ()  # attributes that TorchScript must not fold into constants
+    packs_on_loading: bool = False  # has parts in TorchScript that do; nothing of them may be folded
 
 
 def parts(model: nn.Module) -> list[Part]:

@@ -1,0 +1,46 @@
+"""Mixed precision: int8 where it does no harm, and for the modules named in the config what they need instead."""
+
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dinoquant.errors import UserError
+from dinoquant.recipes.assemble import FP32, STATIC, assemble, targets
+from dinoquant.recipes.base import Quantized
+from dinoquant.recipes.calibration import observe, require_images
+
+
+@torch.no_grad()
+def quantize(model: nn.Module, options: Mapping[str, Any], calibration: Tensor | None) -> Quantized:
+    """Give each Linear the precision that the config names for it.
+
+    :param calibration: float32 ``[N, 3, S, S]``, normalised.
+
+    Raises UserError without calibration images, for a pattern that fits no module, or for a transformer built otherwise
+    than DINO's.
+    """
+    precisions = choose(targets(model), options["default"], options["precisions"])
+    seen = observe(model, require_images("int8-mixed", calibration))
+    changed, became = assemble(model, precisions, seen, options["attention"])
+    asked = {"Linear", "Conv2d"} if set(precisions.values()) != {FP32} else set()
+    return Quantized(changed, asked=asked, became=became, packs_on_loading=True)
+
+
+def choose(names: Sequence[str], default: str, patterns: Mapping[str, str]) -> dict[str, str]:
+    """Return the precision of each module: that of the last pattern that fits its name, or the default.
+
+    Raises UserError for a pattern that fits none.
+    """
+    chosen = dict.fromkeys(names, default or STATIC)
+    for pattern, precision in patterns.items():
+        fitting = [name for name in names if fnmatchcase(name, pattern)]
+        if not fitting:
+            raise UserError(
+                f"precisions: {pattern} fits no module. There are, for example: {', '.join(names[:5])}. "
+                "* stands for any characters: blocks.*.mlp.fc2"
+            )
+        chosen |= dict.fromkeys(fitting, precision)
+    return chosen

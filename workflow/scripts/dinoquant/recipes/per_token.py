@@ -1,0 +1,20 @@
+"""Per-token dynamic W8A8: int8 weights, and for each token its own activation scale. Needs no calibration images."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dinoquant.recipes.assemble import PER_TOKEN, assemble, targets
+from dinoquant.recipes.base import Quantized
+
+
+@torch.no_grad()
+def quantize(model: nn.Module, options: Mapping[str, Any], calibration: Tensor | None) -> Quantized:
+    """Quantize every Linear and the patch embedding; ``calibration`` is not used.
+
+    Raises UserError for a transformer built otherwise than DINO's.
+    """
+    changed, became = assemble(model, dict.fromkeys(targets(model), PER_TOKEN), {}, options["attention"])
+    return Quantized(changed, asked={"Linear", "Conv2d"}, became=became, packs_on_loading=True)

@@ -1,0 +1,24 @@
+"""Smoothed static W8A8: fixed activation scales, made bearable by SmoothQuant, split outlier channels and GPTQ."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dinoquant.recipes.assemble import STATIC, assemble, targets
+from dinoquant.recipes.base import Quantized
+from dinoquant.recipes.calibration import observe, require_images
+
+
+@torch.no_grad()
+def quantize(model: nn.Module, options: Mapping[str, Any], calibration: Tensor | None) -> Quantized:
+    """Quantize every Linear and the patch embedding.
+
+    :param calibration: float32 ``[N, 3, S, S]``, normalised.
+
+    Raises UserError without calibration images, or for a transformer built otherwise than DINO's.
+    """
+    seen = observe(model, require_images("int8-smooth", calibration))
+    changed, became = assemble(model, dict.fromkeys(targets(model), STATIC), seen, options["attention"])
+    return Quantized(changed, asked={"Linear", "Conv2d"}, became=became, packs_on_loading=True)
