@@ -1,11 +1,15 @@
 # One line each: what people do here. Every target makes the environment it needs.
-.PHONY: env demo run test lint bench lock
+.PHONY: env peers demo run test lint bench lock
 CORES ?= all
 SNAKEMAKE = .venv/bin/snakemake --cores $(CORES)
 
 env: .venv/done
 .venv/done: envs/pipeline.lock envs/dev.lock
 	python3 -m venv .venv && .venv/bin/pip install --quiet --require-hashes -r envs/pipeline.lock -r envs/dev.lock && touch $@
+
+peers: .venv-peers/done
+.venv-peers/done: envs/peers.lock
+	python3 -m venv .venv-peers && .venv-peers/bin/pip install --quiet --require-hashes -r envs/peers.lock && touch $@
 
 demo: env
 	$(SNAKEMAKE) --configfile config/demo.yaml
@@ -20,8 +24,8 @@ lint: env
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy && .venv/bin/snakefmt --check Snakefile workflow && .venv/bin/snakemake --lint
 
 bench: env
-	.venv/bin/python tests/bench/overhead.py && PYTHONPATH=workflow/scripts .venv/bin/python tests/bench/extraction.py
+	.venv/bin/python tests/bench/overhead.py && PYTHONPATH=workflow/scripts .venv/bin/python tests/bench/extraction.py && PYTHONPATH=workflow/scripts .venv/bin/python tests/bench/runtimes.py
 
 COMPILE = uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 lock: env
-	$(COMPILE) -o envs/pipeline.lock envs/pipeline.in && $(COMPILE) -o envs/dev.lock envs/dev.in && .venv/bin/python envs/conda.py > envs/pipeline.yaml
+	$(COMPILE) -o envs/pipeline.lock envs/pipeline.in && $(COMPILE) -o envs/dev.lock envs/dev.in && $(COMPILE) -o envs/peers.lock envs/peers.in && .venv/bin/python envs/conda.py > envs/pipeline.yaml
