@@ -28,6 +28,7 @@ except UserError as error:
 include: "workflow/rules/common.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/model.smk"
+include: "workflow/rules/sensitivity.smk"
 include: "workflow/rules/quantize.smk"
 include: "workflow/rules/latency.smk"
 include: "workflow/rules/accuracy.smk"

@@ -1,10 +1,14 @@
-"""Result files of a plausible run, as the measuring rules would leave them, for tests of what is made from them."""
+"""Plausible stand-ins: result files as the measuring rules would leave them, and a small transformer."""
 
 import csv
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from timm.models import VisionTransformer
+    from torch import Tensor
 
 VARIANTS = {
     "fp32": {"recipe": "fp32"},
@@ -130,6 +134,40 @@ def write_samples(
         info=_write(root / "results/models/fp32/info.json", _info(substitute)),
         config=config,
     )
+
+
+def tiny_vit(**options: Any) -> "VisionTransformer":
+    """Return two blocks of width 64 for images of 32 pixels, with what trained weights have and fresh ones lack.
+
+    That is: biases, LayerNorms of uneven gain, and a channel behind each GELU that reaches far beyond the others.
+    """
+    import torch  # here, since most users of this file need no PyTorch, and it takes seconds
+    from timm.models import VisionTransformer
+
+    generator = torch.Generator().manual_seed(0)
+    sizes: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2}
+    vit: VisionTransformer = VisionTransformer(**sizes | {"num_classes": 0} | options).eval().requires_grad_(False)
+    for name, parameter in vit.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        if "gamma" in name:
+            parameter.copy_(noise.abs() + 0.1)
+        elif "norm" in name and name.endswith("weight"):
+            parameter.copy_(torch.exp(0.5 * noise))
+        elif name.endswith("weight"):
+            parameter.copy_(noise / parameter[0].numel() ** 0.5)
+        else:
+            parameter.copy_(0.2 * noise)
+        if name.endswith("mlp.fc1.weight"):
+            parameter[5] *= 30
+    return vit
+
+
+def photographs(count: int, seed: int) -> "Tensor":
+    """Return normalised noise that had 256 values in each colour: float32 ``[count, 3, 32, 32]``."""
+    import torch
+
+    pixels = torch.randint(0, 256, (count, 3, 32, 32), generator=torch.Generator().manual_seed(seed))
+    return pixels / 127.5 - 1
 
 
 def _write(path: Path, content: Any) -> Path:

@@ -141,6 +141,11 @@ def calibration(wildcards):
     return {"images": "results/data/images.npy", "manifest": "results/data/manifest.csv"} if calibrated else {}
 
 
+def sensitivity_table(wildcards):
+    """Return what the analysis of single modules found, for the recipes that choose by it."""
+    return {"sensitivity": "results/sensitivity.csv"} if recipe_of(wildcards.variant).sensitivity else {}
+
+
 def whole_machine(wildcards):
     """Take every core of --cores, so that nothing runs beside a measurement; under Slurm the profile sees to it."""
     return workflow.cores
@@ -151,7 +156,7 @@ def look(wildcards):
     return tidy(
         {key: config["figures"][key] for key in ("palette", "font_scale", "dpi")}
         | {
-            "variants": list(VARIANTS),
+            "variants": [] if wildcards.figure == "sensitivity" else list(VARIANTS),
             "batch_size": config["figures"]["batch_size"] if wildcards.figure in ("latency", "pareto") else None,
             "substitute": ", ".join(filter(None, [DATA_SUBSTITUTE, WEIGHTS_SUBSTITUTE])) or None,
         }

@@ -4,6 +4,7 @@
 rule quantize:
     input:
         unpack(calibration),
+        unpack(sensitivity_table),
         state_dict="results/models/fp32/state_dict.pt",
         info="results/models/fp32/info.json",
         code=lambda wildcards: code("quantize", f"dinoquant.recipes.{recipe_of(wildcards.variant).module}"),

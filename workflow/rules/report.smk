@@ -6,7 +6,7 @@ from dinoquant.table import render
 report: "../report/workflow.rst"
 
 
-FIGURES = ["latency", "throughput", "size", "pareto", "fidelity", "audit"]
+FIGURES = ["latency", "throughput", "size", "pareto", "fidelity", "audit"] + ["sensitivity"] * ANALYSED
 AUDITS = expand("results/models/{variant}/audit.csv", variant=VARIANTS)
 
 
@@ -46,8 +46,9 @@ rule summarise:
 
 rule draw_figure:
     input:
-        summary="results/summary.csv",
+        summary=lambda wildcards: [] if wildcards.figure == "sensitivity" else "results/summary.csv",
         audits=lambda wildcards: AUDITS if wildcards.figure == "audit" else [],
+        sensitivity=lambda wildcards: SENSITIVITY if wildcards.figure == "sensitivity" else [],
         code=code("draw_figure"),
         lock=LOCK,
     output:

@@ -19,6 +19,7 @@ if __name__ == "__main__":
         from dinoquant.figures.fidelity import draw as draw_fidelity
         from dinoquant.figures.latency import draw as draw_latency
         from dinoquant.figures.pareto import draw as draw_pareto
+        from dinoquant.figures.sensitivity import draw as draw_sensitivity
         from dinoquant.figures.size import draw as draw_size
         from dinoquant.figures.style import read_summary, save, use_style
         from dinoquant.figures.throughput import draw as draw_throughput
@@ -35,6 +36,8 @@ if __name__ == "__main__":
             if snakemake.wildcards.figure == "audit":
                 audits = {Path(path).parent.name: pd.read_csv(path) for path in snakemake.input.audits}
                 figure = draw_audit(audits, style)
+            elif snakemake.wildcards.figure == "sensitivity":
+                figure = draw_sensitivity(pd.read_csv(snakemake.input.sensitivity), style)
             else:
                 figure = from_summary[snakemake.wildcards.figure](read_summary(snakemake.input.summary), style)
             save(figure, snakemake.output, style.dpi)

@@ -1,7 +1,9 @@
 """Make one variant of the float32 model by its recipe, and audit what became of each module."""
 
+import csv
 import importlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,6 +31,12 @@ def calibration_images(inputs: "InputFiles", info: Mapping[str, Any]) -> torch.T
     return preprocess(images, info["image_size"], info["mean"], info["std"])
 
 
+def sensitivity_table(inputs: "InputFiles") -> list[dict[str, str]]:
+    """Return the rows of `sensitivity.csv` as text by column."""
+    with Path(inputs.sensitivity).open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
 if __name__ == "__main__":
     with job(snakemake):
         options = snakemake.params.config["recipe"]
@@ -40,6 +48,7 @@ if __name__ == "__main__":
             network = model.build(info["architecture"], info["image_size"])
             checkpoint.fit(network, checkpoint.load_state_dict(snakemake.input.state_dict))
             calibration = calibration_images(snakemake.input, info) if registered.calibrated else None
-            quantized = recipe.quantize(network, options, calibration)
+            measured = {"sensitivity": sensitivity_table(snakemake.input)} if registered.sensitivity else {}
+            quantized = recipe.quantize(network, options, calibration, **measured)
             export(quantized, snakemake.output.model, snakemake.wildcards.variant, options, info)
             audit.write(snakemake.output.audit, network, options["recipe"], quantized)

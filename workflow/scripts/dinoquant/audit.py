@@ -18,6 +18,7 @@ COLUMNS = (
     "reason",
     "asked",
     "became",
+    "why",
     "parameters",
     "bytes_before",
     "bytes_after",
@@ -39,8 +40,8 @@ REASONS = {
 def rows(model: nn.Module, recipe: str, quantized: Quantized) -> Iterator[dict[str, Any]]:
     """Yield a row per part of the float ``model``: its leaf modules, its softmaxes, its loose parameters.
 
-    ``became`` is "fp32" exactly where the recipe left the part alone. The bytes are those of the tensors in the
-    file: weights, biases, scales and zero points.
+    ``became`` is "fp32" exactly where the recipe left the part alone. ``why`` is empty unless the recipe chose the
+    part's precision by itself. The bytes are those of the tensors in the file: weights, biases, scales and zero points.
     """
     for part in parts(model):
         quantizable, reason = _verdict(model, part)
@@ -52,6 +53,7 @@ def rows(model: nn.Module, recipe: str, quantized: Quantized) -> Iterator[dict[s
             "reason": reason,
             "asked": recipe if part.kind in quantized.asked else "",
             "became": became.what if became else UNCHANGED,
+            "why": became.why if became else "",
             "parameters": part.parameters,
             "bytes_before": part.bytes,
             "bytes_after": became.bytes if became else part.bytes,

@@ -22,6 +22,7 @@ CAPTIONS = {
     "pareto": "What speed costs in fidelity. A variant off the line is beaten by one on it in both.",
     "fidelity": "How far features and predictions moved from fp32's. A loss whose interval includes zero is not shown.",
     "audit": "What each variant did to the modules, whatever it was asked to do.",
+    "sensitivity": "What each module alone does to the features as int8; int8-auto chooses its precisions by it.",
 }
 Row = Mapping[str, str]
 

@@ -13,6 +13,7 @@ class Recipe:
 
     module: str  # dinoquant.recipes.<module> has `quantize(model, options, calibration) -> Quantized`
     calibrated: bool = False  # needs calibration images
+    sensitivity: bool = False  # needs sensitivity.csv: `quantize(model, options, calibration, sensitivity)`
     unsupported: Mapping[str, str] = field(default_factory=dict)  # device -> reason
 
 
@@ -31,4 +32,5 @@ RECIPES: Mapping[str, Recipe] = {
     "int8-per-token": Recipe("per_token"),
     "int8-smooth": Recipe("smooth", calibrated=True, unsupported={"cuda": _ONEDNN}),
     "int8-mixed": Recipe("mixed", calibrated=True, unsupported={"cuda": _ONEDNN}),
+    "int8-auto": Recipe("auto", calibrated=True, sensitivity=True, unsupported={"cuda": _ONEDNN}),
 }

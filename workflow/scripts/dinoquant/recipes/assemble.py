@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from dinoquant.errors import UserError
 from dinoquant.recipes import blocks
-from dinoquant.recipes.base import Converted
+from dinoquant.recipes.base import Converted, scripted
 from dinoquant.recipes.calibration import Observed
 from dinoquant.recipes.gptq import gptq
 from dinoquant.recipes.patch_embedding import is_patch_embedding
@@ -26,9 +26,9 @@ STATIC, PER_TOKEN, BF16, FP32 = PRECISIONS = ("int8", "int8-per-token", "bf16", 
 DTYPES = {BF16: torch.bfloat16, FP32: torch.float32}
 PATCHES = "patch_embed.proj"
 # SmoothQuant's exponent (arXiv:2211.10438): 1 moves all of an input channel's range into the weights, 0 none.
-EXPONENTS = (0.3, 0.4, 0.5, 0.6, 0.7)
+EXPONENTS = (0.4, 0.5, 0.6, 0.7, 0.8)
 # Room above the calibration images' range where nothing bounds it; a LayerNorm's output is bounded by its own width.
-MARGIN_CONTEXT = 1.15
+MARGIN_CONTEXT = 1.2
 CLIPS = torch.linspace(0.3, 1.0, 15).tolist()  # of the third largest channel's maximum
 SPLIT_ABOVE = (1.5, 2.5)  # a channel is split where its maximum exceeds the clip this many times
 EXTRA = 64  # channels at most; a multiple of what the product's inner loop takes
@@ -103,19 +103,21 @@ def assemble(
     if precisions[PATCHES] != FP32:
         convolution = model.get_submodule(PATCHES)
         assert isinstance(convolution, nn.Conv2d)
-        patches = _patches(convolution, precisions[PATCHES], seen.get(PATCHES))
-        changed.set_submodule(PATCHES, _script(patches))
+        patches = build_patches(convolution, precisions[PATCHES], seen.get(PATCHES))
+        changed.set_submodule(PATCHES, scripted(patches))
         became[PATCHES] = _converted(patches.linear, precisions[PATCHES])
+    rebuilt = []
     for number, block in enumerate(tqdm(model.blocks, desc="quantizing", unit="block", disable=None)):
         prefix = f"blocks.{number}."
         of = {name: precisions[prefix + name] for name in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")}
-        built, notes = _block(block, of, {name: seen.get(prefix + name) for name in of}, attention)
-        changed.set_submodule(f"blocks.{number}", _script(built))
+        built, notes = build_block(block, of, {name: seen.get(prefix + name) for name in of}, attention)
+        rebuilt.append(built)
         for name, linear in zip(of, (built.qkv, built.proj, built.fc1, built.fc2), strict=True):
             if of[name] != FP32:
                 became[prefix + name] = _converted(linear, of[name], notes.get(name, ""))
         if attention == BF16:
             became[f"{prefix}attn.softmax"] = Converted("products in bf16, exponentials in float32", 0)
+    changed.blocks = scripted(blocks.Blocks(rebuilt))
     return changed, became
 
 
@@ -165,16 +167,14 @@ def static_steps(linear: nn.Linear, seen: Observed, margin: float = 1.0) -> Step
     return min(candidates, key=lambda candidate: candidate[:2])[2]
 
 
-def patch_steps(linear: nn.Linear, seen: Observed, colours: int) -> Steps:
-    """Return one range for each colour of the pixels: with it the 256 values of a photograph come out exact."""
-    low = seen.minimum.view(colours, -1).amin(1, keepdim=True)
-    high = seen.maximum.view(colours, -1).amax(1, keepdim=True)
-    low = low.expand(-1, linear.in_features // colours).flatten()
-    smooth = (high.expand(-1, linear.in_features // colours).flatten() - low).clamp_min(1e-5)
-    # The colours' ranges start at different places; one zero point must do, so the widest need decides.
-    share = (-low / smooth).clamp(0, 1)
-    below, above = share.max(), (1 - share).max()
-    return _between(-below, above, smooth)
+def colour_steps(seen: Observed, colours: int) -> tuple[Tensor, Tensor]:
+    """Return the lowest value of each colour ``[colours]`` and the width of its 255 steps.
+
+    A photograph's colours had 256 values before they were normalised, and the steps hit them all: nothing is rounded.
+    """
+    low = seen.minimum.view(colours, -1).amin(1)
+    high = seen.maximum.view(colours, -1).amax(1)
+    return low, ((high - low) / 255).clamp_min(1e-12)
 
 
 def split_range(linear: nn.Linear, seen: Observed) -> Split:
@@ -205,16 +205,21 @@ def _between(low: Tensor, high: Tensor, smooth: Tensor) -> Steps:
     return Steps(smooth, step, round(-float(low) / step))
 
 
-def _patches(convolution: nn.Conv2d, precision: str, seen: Observed | None) -> blocks.Patches:
+def build_patches(convolution: nn.Conv2d, precision: str, seen: Observed | None) -> blocks.Patches:
     linear = _as_linear(convolution)
     kernel = int(convolution.kernel_size[0])
     if precision != STATIC:
         return blocks.Patches(kernel, _plain(linear, precision, seen), None, None)
     assert seen is not None
-    steps = patch_steps(linear, seen, convolution.in_channels)
-    gain = 1 / (steps.smooth.view(convolution.in_channels, -1)[:, 0] * steps.step)
-    offset = torch.full_like(gain, steps.zero_point + 0.5)
-    return blocks.Patches(kernel, _static(linear, steps, seen), gain[:, None, None], offset[:, None, None])
+    colours = convolution.in_channels
+    low, step = colour_steps(seen, colours)
+    # Steps from the lowest value up have zero point 0; what that value adds to every product goes into the bias.
+    lowest = low.repeat_interleave(linear.in_features // colours)
+    raised = _linear(linear.weight, _bias(linear) + linear.weight @ lowest)
+    steps = Steps(step.repeat_interleave(linear.in_features // colours), 1.0, 0)
+    shifted = replace(seen, inputs=seen.inputs - lowest)
+    gain, offset = 1 / step, 0.5 - low / step
+    return blocks.Patches(kernel, _static(raised, steps, shifted), gain[:, None, None], offset[:, None, None])
 
 
 def _as_linear(convolution: nn.Conv2d) -> nn.Linear:
@@ -222,7 +227,7 @@ def _as_linear(convolution: nn.Conv2d) -> nn.Linear:
     return _linear(weight, _bias(convolution))
 
 
-def _block(
+def build_block(
     block: Any, precisions: Mapping[str, str], seen: Mapping[str, Observed | None], attention: str
 ) -> tuple[blocks.Block, dict[str, str]]:
     """Return the block in its new form, and a word on what is particular to a Linear."""
@@ -355,11 +360,6 @@ def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
 
 def _bias(layer: nn.Linear | nn.Conv2d) -> Tensor:
     return layer.bias if layer.bias is not None else torch.zeros(layer.weight.shape[0])
-
-
-def _script(module: nn.Module) -> torch.jit.ScriptModule:
-    scripted: torch.jit.ScriptModule = torch.jit.script(module.eval())
-    return scripted
 
 
 def _converted(linear: Any, precision: str, note: str = "") -> Converted:

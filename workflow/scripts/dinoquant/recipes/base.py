@@ -24,10 +24,11 @@ class Part:
 
 @dataclass(frozen=True)
 class Converted:
-    """What a recipe made of one part, and how many bytes that takes in the file."""
+    """What a recipe made of one part, how many bytes that takes in the file, and why, where the recipe had a choice."""
 
     what: str
     bytes: int
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,14 @@ def engine(name: str) -> Iterator[str]:
         yield chosen
     finally:
         torch.backends.quantized.engine = before
+
+
+def scripted(module: nn.Module) -> torch.jit.ScriptModule:
+    """Compile ``module``, in eval mode, to TorchScript, which 2.15 calls deprecated at every call."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"`torch\.jit\..*is deprecated", FutureWarning)
+        compiled: torch.jit.ScriptModule = torch.jit.script(module.eval())
+    return compiled
 
 
 @contextmanager

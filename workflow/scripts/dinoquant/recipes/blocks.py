@@ -4,6 +4,7 @@ Each Linear packs its weights for oneDNN when the file is loaded, because a pack
 the processor would give wrong sums (see `int8_is_exact`) the same integers are multiplied in float32 instead.
 """
 
+from collections.abc import Sequence
 from typing import Final
 
 import torch
@@ -340,13 +341,39 @@ class Block(nn.Module):
             context = functional.scaled_dot_product_attention(split[0], split[1], split[2], scale=0.6931471805599453)
         else:
             query, key, value = split.contiguous().view(3, batch * self.heads, length, -1).unbind(0)
-            powers = torch.bmm(query, key.transpose(1, 2)).to(torch.float32)
             # Without subtracting the largest of each row, which takes as long as a product: powers this large still
             # add up to less than float32's largest number, and none is 0.
+            powers = torch.bmm(query, key.transpose(1, 2)).to(torch.float32)
             powers = powers.clamp_(-self.LARGEST_POWER, self.LARGEST_POWER).exp2_()
-            context = torch.bmm(powers.to(dtype), value) / powers.sum(-1, keepdim=True)
+            context = torch.bmm(powers.to(dtype), value).to(torch.float32).div_(powers.sum(-1, keepdim=True))
             context = context.view(batch, self.heads, length, -1)
-        context = context.transpose(1, 2).to(torch.float32)
+        context = context.to(torch.float32)
         if self.context_offset != 0.0:
-            context = steps_to_uint8(context + self.context_offset)
-        return context.reshape(batch, length, width)
+            context = steps_to_uint8(context.add_(self.context_offset))
+        return context.transpose(1, 2).reshape(batch, length, width)
+
+
+class Blocks(nn.Module):
+    """All blocks, a few images at a time; float32 ``[B, N, D]`` -> the same.
+
+    What a few images need stays in the processor's caches between two operators; that of a whole batch does not.
+    """
+
+    TOKENS: Final[int] = 800  # at a time; 4 images of 224 pixels
+
+    def __init__(self, blocks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Go through all blocks with some images, then with the next."""
+        images = max(1, self.TOKENS // tokens.size(1))
+        if tokens.is_cuda or tokens.size(0) <= images:
+            return self.through(tokens)
+        return torch.cat([self.through(part) for part in torch.split(tokens, images)])
+
+    def through(self, tokens: Tensor) -> Tensor:
+        """Go through all blocks."""
+        for block in self.blocks:
+            tokens = block(tokens)
+        return tokens

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dinoquant.recipes.base import Quantized
+from dinoquant.recipes.base import Quantized, scripted
 from dinoquant.recipes.blocks import keep_freed_memory
 from dinoquant.recipes.linears import copy_with_targets
 
@@ -56,5 +56,5 @@ def quantize(model: nn.Module, options: Mapping[str, Any], calibration: Tensor |
     for name in targets:
         linear = changed.get_submodule(name)
         assert isinstance(linear, nn.Linear)
-        changed.set_submodule(name, torch.jit.script(OneDnnLinear(linear).eval()))
+        changed.set_submodule(name, scripted(OneDnnLinear(linear)))
     return Quantized(changed, asked=(), became={}, packs_on_loading=True)
