@@ -24,7 +24,7 @@ lint: env
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy && .venv/bin/snakefmt --check Snakefile workflow && .venv/bin/snakemake --lint
 
 bench: env
-	.venv/bin/python tests/bench/overhead.py && PYTHONPATH=workflow/scripts .venv/bin/python tests/bench/extraction.py && PYTHONPATH=workflow/scripts .venv/bin/python tests/bench/runtimes.py
+	for table in overhead extraction runtimes operators; do PYTHONPATH=workflow/scripts .venv/bin/python tests/bench/$$table.py || exit; done
 
 COMPILE = uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 lock: env

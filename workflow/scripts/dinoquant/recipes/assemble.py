@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,6 +32,18 @@ MARGIN_CONTEXT = 1.2
 CLIPS = torch.linspace(0.3, 1.0, 15).tolist()  # of the third largest channel's maximum
 SPLIT_ABOVE = (1.5, 2.5)  # a channel is split where its maximum exceeds the clip this many times
 EXTRA = 64  # channels at most; a multiple of what the product's inner loop takes
+# What `assemble` knows of a block, outer parts first: only in a block of the right type is there an attn to look at.
+PLAIN: Mapping[str, Callable[[Any], bool]] = {
+    "": lambda block: type(block) is TimmBlock,
+    "attn": lambda attention: type(attention) is Attention and getattr(attention, "gate", None) is None,
+    "attn.q_norm": lambda norm: isinstance(norm, nn.Identity),
+    "attn.norm": lambda norm: isinstance(norm, nn.Identity),
+    "norm1": lambda norm: isinstance(norm, nn.LayerNorm),
+    "norm2": lambda norm: isinstance(norm, nn.LayerNorm),
+    "mlp": lambda mlp: type(mlp) is Mlp,
+    "mlp.norm": lambda norm: isinstance(norm, nn.Identity),
+    "mlp.act": lambda activation: isinstance(activation, nn.GELU) and activation.approximate == "none",
+}
 
 
 @dataclass(frozen=True)
@@ -129,24 +141,18 @@ def targets(model: nn.Module) -> list[str]:
 def require_plain(model: Any) -> None:
     """Raise UserError, naming the part, if `assemble` could not rebuild ``model``."""
     convolution = model.get_submodule(PATCHES)
-    if not is_patch_embedding(convolution):
-        raise UserError(f"{PATCHES} is not a convolution over separate patches, which this recipe needs: {convolution}")
+    if not is_patch_embedding(convolution) or len(set(convolution.kernel_size)) > 1:
+        raise UserError(
+            f"{PATCHES} is not a convolution over separate square patches, which this recipe needs: {convolution}"
+        )
     for number, block in enumerate(model.blocks):
-        expected = {
-            f"blocks.{number}": type(block) is TimmBlock,
-            f"blocks.{number}.attn": type(block.attn) is Attention and getattr(block.attn, "gate", None) is None,
-            f"blocks.{number}.attn.q_norm": isinstance(block.attn.q_norm, nn.Identity),
-            f"blocks.{number}.attn.norm": isinstance(getattr(block.attn, "norm", nn.Identity()), nn.Identity),
-            f"blocks.{number}.norm1": isinstance(block.norm1, nn.LayerNorm),
-            f"blocks.{number}.mlp": type(block.mlp) is Mlp and isinstance(block.mlp.norm, nn.Identity),
-            f"blocks.{number}.mlp.act": isinstance(block.mlp.act, nn.GELU) and block.mlp.act.approximate == "none",
-        }
-        for name, fits in expected.items():
-            if not fits:
-                found = type(model.get_submodule(name)).__name__
+        for name, fits in PLAIN.items():
+            part = block.get_submodule(name) if name else block
+            if not fits(part):
                 raise UserError(
-                    f"{name} is a {found} that this recipe cannot rebuild: it knows pre-norm blocks of LayerNorm, "
-                    "softmax attention and GELU, as DINO has them. Use int8-dynamic or int8-weight-only for this model."
+                    f"blocks.{number}{'.' if name else ''}{name} is a {type(part).__name__} that this recipe cannot "
+                    "rebuild: it knows pre-norm blocks of LayerNorm, softmax attention and GELU, as DINO has them. "
+                    "Use int8-dynamic or int8-weight-only for this model."
                 )
 
 

@@ -50,8 +50,8 @@ def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def steps_to_uint8(steps: Tensor) -> Tensor:
-    """Cut off the fraction and clip to 0..255. By way of int16, since PyTorch has no vector code from float to u8."""
-    return steps.to(torch.int16).clamp_(0, 255).to(torch.uint8)
+    """Clip to 0..255 and cut off the fraction. By way of int16, since PyTorch has no vector code from float to u8."""
+    return steps.clamp(0.0, 255.0).to(torch.int16).to(torch.uint8)
 
 
 class Int8Linear(nn.Module):
@@ -325,7 +325,7 @@ class Block(nn.Module):
         hidden = self.fc1(self.norm2(tokens))
         if self.gelu:
             hidden = functional.gelu(hidden)
-        if self.hidden_gain != 1.0:
+        if self.hidden_offset != 0.0:
             hidden = hidden.mul_(self.hidden_gain).add_(self.hidden_offset)
         transformed: Tensor = self.fc2(hidden)
         return transformed.add_(tokens)
