@@ -390,7 +390,7 @@ def observe_without_gradients(network: VisionTransformer, images: Tensor) -> dic
     [
         ({"qk_norm": True}, r"blocks\.0\.attn\.q_norm is a LayerNorm"),
         ({"scale_attn_norm": True}, r"blocks\.0\.attn\.norm is a LayerNorm"),
-        ({"scale_mlp_norm": True}, r"blocks\.0\.mlp is a Mlp"),
+        ({"scale_mlp_norm": True}, r"blocks\.0\.mlp\.norm is a LayerNorm"),
         ({"act_layer": nn.ReLU}, r"blocks\.0\.mlp\.act is a ReLU"),
         ({"act_layer": lambda: nn.GELU(approximate="tanh")}, r"blocks\.0\.mlp\.act is a GELU"),
         ({"norm_layer": nn.RMSNorm}, r"blocks\.0\.norm1 is a RMSNorm"),
@@ -427,7 +427,7 @@ def test_gated_attention_is_refused() -> None:
 def test_a_patch_embedding_that_overlaps_is_refused() -> None:
     network = tiny_vit()
     network.patch_embed.proj = nn.Conv2d(3, 64, 8, 8, padding=1)
-    with pytest.raises(UserError, match=r"patch_embed\.proj is not a convolution over separate patches"):
+    with pytest.raises(UserError, match=r"patch_embed\.proj is not a convolution over separate square patches"):
         require_plain(network)
 
 
