@@ -19,6 +19,7 @@ from dinoquant.knn import predict
 from dinoquant.recipes import onednn
 from dinoquant.recipes.assemble import (
     FP32,
+    KINDS,
     PATCHES,
     PER_TOKEN,
     STATIC,
@@ -43,7 +44,6 @@ COLUMNS = (
     "parameters",
 )
 MEASURED = (STATIC, PER_TOKEN)
-KINDS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
 BATCH = 16
 
 Change = tuple[str, str]  # a module's name, or "*." and a kind; and its precision

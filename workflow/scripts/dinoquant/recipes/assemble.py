@@ -25,6 +25,7 @@ from dinoquant.recipes.patch_embedding import is_patch_embedding
 STATIC, PER_TOKEN, BF16, FP32 = PRECISIONS = ("int8", "int8-per-token", "bf16", "fp32")
 DTYPES = {BF16: torch.bfloat16, FP32: torch.float32}
 PATCHES = "patch_embed.proj"
+KINDS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")  # the Linears of a block, by their names in it
 # SmoothQuant's exponent (arXiv:2211.10438): 1 moves all of an input channel's range into the weights, 0 none.
 EXPONENTS = (0.4, 0.5, 0.6, 0.7, 0.8)
 # Room above the calibration images' range where nothing bounds it; a LayerNorm's output is bounded by its own width.
@@ -121,7 +122,7 @@ def assemble(
     rebuilt = []
     for number, block in enumerate(tqdm(model.blocks, desc="quantizing", unit="block", disable=None)):
         prefix = f"blocks.{number}."
-        of = {name: precisions[prefix + name] for name in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")}
+        of = {name: precisions[prefix + name] for name in KINDS}
         built, notes = build_block(block, of, {name: seen.get(prefix + name) for name in of}, attention)
         rebuilt.append(built)
         for name, linear in zip(of, (built.qkv, built.proj, built.fc1, built.fc2), strict=True):
@@ -186,7 +187,7 @@ def colour_steps(seen: Observed, colours: int) -> tuple[Tensor, Tensor]:
 def split_range(linear: nn.Linear, seen: Observed) -> Split:
     """Return the clip and the channels to split that move the features least on the calibration images.
 
-    Trained transformers have a few channels behind the GELU that reach 40 times as far as all others ("massive
+    Trained transformers have a few channels behind the GELU that reach tens of times as far as all others ("massive
     activations", arXiv:2402.17762). Their copies have the same weights and a lower bias: the GELU of each begins where
     the one before is clipped, and together they reach as far, in the same fine steps.
     """
@@ -212,7 +213,8 @@ def _between(low: Tensor, high: Tensor, smooth: Tensor) -> Steps:
 
 
 def build_patches(convolution: nn.Conv2d, precision: str, seen: Observed | None) -> blocks.Patches:
-    linear = _as_linear(convolution)
+    """Return the patch embedding in a precision other than fp32; ``seen`` is needed for `STATIC`."""
+    linear = _linear(convolution.weight.flatten(1), _bias(convolution))
     kernel = int(convolution.kernel_size[0])
     if precision != STATIC:
         return blocks.Patches(kernel, _plain(linear, precision, seen), None, None)
@@ -228,15 +230,14 @@ def build_patches(convolution: nn.Conv2d, precision: str, seen: Observed | None)
     return blocks.Patches(kernel, _static(raised, steps, shifted), gain[:, None, None], offset[:, None, None])
 
 
-def _as_linear(convolution: nn.Conv2d) -> nn.Linear:
-    weight = convolution.weight.flatten(1)
-    return _linear(weight, _bias(convolution))
-
-
 def build_block(
     block: Any, precisions: Mapping[str, str], seen: Mapping[str, Observed | None], attention: str
 ) -> tuple[blocks.Block, dict[str, str]]:
-    """Return the block in its new form, and a word on what is particular to a Linear."""
+    """Return the block with each of `KINDS` in its precision, and by kind what is particular to it.
+
+    :param precisions: by kind.
+    :param seen: by kind; needed for `STATIC`.
+    """
     norm1, norm2 = copy.deepcopy(block.norm1), copy.deepcopy(block.norm2)
     heads = block.attn.num_heads
     proj, context_gain, context_offset = _after(block.attn.proj, precisions["attn.proj"], seen["attn.proj"], block.ls1)

@@ -17,8 +17,8 @@ from dinoquant.recipes.calibration import observe, require_images
 
 log = logging.getLogger("dinoquant")
 
-# Time per multiply-add relative to int8's: measured on two cores of a Zen 5 (AVX512-VNNI, AVX512-BF16), ViT-S/16 at
-# batch size 1. Only their order and rough size matter: they rank modules, and no time is promised from them.
+# Time per multiply-add relative to int8's, about as on processors with AVX512-VNNI and AVX512-BF16. Only their order
+# and rough size matter: they rank modules, and no time is promised from them.
 COSTS: Mapping[str, float] = {STATIC: 1.0, PER_TOKEN: 1.25, BF16: 2.0, FP32: 4.0}
 ONE_SIDED_95 = 1.645  # standard deviations
 BATCH = 16

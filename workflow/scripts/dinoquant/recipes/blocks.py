@@ -18,8 +18,8 @@ def keep_freed_memory() -> int:
     """Make the allocator hold on to freed memory, by allocating and freeing one block; return its size.
 
     glibc returns freed memory to the system once more than twice the largest block freed so far lies unused, and the
-    next call faults it in again, page by page: up to half of the time of an int8 model. Having freed one block of just
-    under 32 MiB, its largest such threshold, it keeps what it has. Other allocators do not mind.
+    next call faults it in again, page by page, which can take as long as all the arithmetic. Having freed one block of
+    just under 32 MiB, its largest such threshold, it keeps what it has. Other allocators do not mind.
 
     Unless the size is used, TorchScript leaves the whole call out.
     """

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dinoquant.errors import UserError
-from dinoquant.recipes.assemble import FP32, STATIC, assemble, targets
+from dinoquant.recipes.assemble import FP32, assemble, targets
 from dinoquant.recipes.base import Quantized
 from dinoquant.recipes.calibration import observe, require_images
 
@@ -34,7 +34,7 @@ def choose(names: Sequence[str], default: str, patterns: Mapping[str, str]) -> d
 
     Raises UserError for a pattern that fits none.
     """
-    chosen = dict.fromkeys(names, default or STATIC)
+    chosen = dict.fromkeys(names, default)
     for pattern, precision in patterns.items():
         fitting = [name for name in names if fnmatchcase(name, pattern)]
         if not fitting:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from dinoquant.errors import UserError
 from dinoquant.recipes.base import Quantized, converted, deprecations_known, engine, require_converted
+from dinoquant.recipes.calibration import require_images
 from dinoquant.recipes.linears import copy_with_targets
 from dinoquant.recipes.packed import describe
 
@@ -38,10 +39,7 @@ def quantize(model: nn.Module, options: Mapping[str, Any], calibration: Tensor |
     Raises UserError without calibration images, for an engine that is not there or has no real kernel, and for module
     types of which nothing was converted.
     """
-    if calibration is None or not len(calibration):
-        raise UserError(
-            "int8-static needs calibration images, and there are none: set dataset.calibration_images to 1 or more."
-        )
+    images = require_images("int8-static", calibration)
     asked = options["modules"]
     changed, targets = copy_with_targets(model, asked)
     with engine(options["engine"]) as chosen, deprecations_known():
@@ -52,7 +50,7 @@ def quantize(model: nn.Module, options: Mapping[str, Any], calibration: Tensor |
             linear.qconfig = qconfig
             changed.set_submodule(name, QuantWrapper(linear))
         prepare(changed, inplace=True)  # type: ignore[no-untyped-call]  # not typed in torch
-        _calibrate(changed, calibration)
+        _calibrate(changed, images)
         convert(changed, inplace=True)  # type: ignore[no-untyped-call]  # not typed in torch
         became = converted(model, changed, lambda module: describe(module, chosen))
     require_converted(model, asked, became)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dinoquant.recipes.base import Quantized, converted, require_converted
+from dinoquant.recipes.blocks import quantize_weight
 from dinoquant.recipes.linears import copy_with_targets
 
 
@@ -24,9 +25,8 @@ class WeightOnlyLinear(nn.Module):
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
-        # The floor is the one of PyTorch's observers: a channel of zeros must not divide by zero.
-        scale = (linear.weight.abs().amax(1) / 127).clamp_min(torch.finfo(torch.float32).eps)
-        self.register_buffer("weight", torch.round(linear.weight / scale[:, None]).to(torch.int8))
+        weight, scale = quantize_weight(linear.weight)
+        self.register_buffer("weight", weight)
         self.register_buffer("scale", scale)
         self.bias = linear.bias
 
