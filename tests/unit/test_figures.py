@@ -68,6 +68,15 @@ def test_what_does_not_run_is_noted_with_its_reason(module: Any, samples: Sample
     assert f"Not on cpu: fp16 ({NO_CPU})" in text.replace("\n", " ")
 
 
+@pytest.mark.parametrize("module", [latency, pareto, throughput])
+def test_a_doubtful_timing_is_shown_and_named(module: Any, samples: Samples) -> None:
+    table = _table(samples)
+    table.loc[(table["variant"] == "bf16") & (table["device"] == "cpu"), "status"] = "noisy"
+    figure = module.draw(table, use_style(samples.figure_config))
+    assert "Timing noisy on cpu: bf16" in " ".join(_texts(figure)).replace("\n", " ")
+    figure.draw_without_rendering()
+
+
 @pytest.mark.parametrize("module", FROM_SUMMARY)
 def test_no_text_leaves_the_picture(module: Any, substitute: Samples) -> None:
     figure = module.draw(_table(substitute), use_style(substitute.figure_config | {"font_scale": 1.3}))

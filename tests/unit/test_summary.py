@@ -43,11 +43,13 @@ def test_rows_follow_the_config_whatever_the_order_of_the_files(samples: Samples
 
 def test_columns_are_the_interface(samples: Samples) -> None:
     expected = (
-        "variant device batch_size threads status reason latency_p50_ms latency_p50_ci_low_ms latency_p50_ci_high_ms "
-        "latency_p90_ms latency_p99_ms throughput_ips speedup speedup_ci_low speedup_ci_high size_mb compression "
-        "peak_rss_mb load_ms first_inference_ms knn_top1 knn_top1_ci_low knn_top1_ci_high knn_top5 knn_top1_drop "
-        "knn_top1_drop_ci_low knn_top1_drop_ci_high cosine_mean cosine_mean_ci_low cosine_mean_ci_high cosine_p5 "
-        "knn_agreement quantized_modules quantizable_modules"
+        "variant runtime device batch_size threads status reason latency_p50_ms latency_p50_ci_low_ms "
+        "latency_p50_ci_high_ms latency_p90_ms latency_p99_ms throughput_ips speedup speedup_ci_low speedup_ci_high "
+        "preprocess_p50_ms end_to_end_p50_ms noise_floor limit_ms over_limit size_mb compression peak_rss_mb "
+        "gpu_memory_mb load_ms first_inference_ms energy_mj_per_image energy_reason knn_top1 knn_top1_ci_low "
+        "knn_top1_ci_high knn_top5 knn_top1_drop knn_top1_drop_ci_low knn_top1_drop_ci_high cosine_mean "
+        "cosine_mean_ci_low cosine_mean_ci_high cosine_p5 knn_agreement mcnemar_p probe_top1 probe_top1_drop "
+        "probe_top1_drop_ci_low probe_top1_drop_ci_high quantized_modules quantizable_modules"
     )
     assert list(_table(samples).columns) == expected.split(" ")
 
@@ -80,6 +82,49 @@ def test_size_is_that_of_the_file_not_of_the_footprint(samples: Samples) -> None
         stream.truncate(10_000_000)
     row = _row(_table(samples), "bf16", "cpu")
     assert (row["size_mb"], row["compression"]) == (10.0, 8.65)
+
+
+def test_a_verdict_keeps_the_row_s_numbers(samples: Samples) -> None:
+    path = next(path for path in samples.latency if path.match("cpu/bf16/batch1.json"))
+    seen = {"verdict": "noisy", "verdict_reason": "5 % of the time stolen"}
+    path.write_text(json.dumps(json.loads(path.read_text()) | seen))
+    row = _row(_table(samples), "bf16", "cpu")
+    assert tuple(row[["status", "reason", "latency_p50_ms"]]) == ("noisy", "5 % of the time stolen", 18.0)
+    assert _row(_table(samples), "bf16", "cpu", 16)["status"] == "ok"
+
+
+def test_the_noise_floor_is_that_of_fp32_beside_the_row(samples: Samples) -> None:
+    path = next(path for path in samples.latency if path.match("cpu/fp32/batch16.json"))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"noise_floor": 0.07}))
+    table = _table(samples)
+    floors = [_row(table, "bf16", device, batch)["noise_floor"] for device in ("cpu", "cuda") for batch in (1, 16)]
+    assert floors == [0.02, 0.07, 0.02, 0.02]
+
+
+def test_what_other_stages_measured_is_joined_and_may_be_missing(samples: Samples, tmp_path: Path) -> None:
+    assert _table(samples)[["energy_mj_per_image", "limit_ms", "over_limit", "probe_top1"]].isna().all(axis=None)
+    energy, limits = tmp_path / "bf16.json", tmp_path / "limits.csv"
+    energy.write_text(json.dumps({"variant": "bf16", "device": "cpu", "energy_mj_per_image": 9.5}))
+    limits.write_text("variant,device,batch_size,limit_ms\nbf16,cpu,1,6.0\nfp32,cpu,1,\n")
+    table = summarise(
+        *(samples.latency, samples.footprint, samples.accuracy, samples.audits, samples.models),
+        samples.summary_config,
+        energy=[energy],
+        limits=limits,
+    )
+    row = _row(table, "bf16", "cpu")
+    assert tuple(row[["energy_mj_per_image", "limit_ms", "over_limit"]]) == (9.5, 6.0, 3.0)
+    assert _row(table, "fp32", "cpu")[["energy_mj_per_image", "limit_ms", "over_limit"]].isna().all()
+
+
+def test_a_variant_without_an_audit_or_a_model_has_no_counts(samples: Samples) -> None:
+    samples.audits[:] = [path for path in samples.audits if path.parent.name != "bf16"]
+    row = _row(_table(samples), "bf16", "cpu")
+    assert row["size_mb"] == 43.5
+    assert row[["quantized_modules", "quantizable_modules"]].isna().all()
+    samples.audits[:] = [path for path in samples.audits if path.parent.name != "fp16"]
+    samples.models[:] = [path for path in samples.models if path.parent.name != "fp16"]
+    assert _row(_table(samples), "fp16", "cpu")[["size_mb", "compression"]].isna().all()
 
 
 def test_audit_counts_converted_and_convertible_modules(samples: Samples) -> None:

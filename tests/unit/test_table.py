@@ -40,14 +40,20 @@ def test_unsupported_rows_say_why_within_the_width(csv_path: Path) -> None:
 
 
 def test_a_name_seen_only_in_unsupported_rows_keeps_the_alignment(csv_path: Path) -> None:
-    csv_path.write_text(csv_path.read_text().replace("fp16,cpu", "a-name-of-twenty-nine-letters,cpu"))
+    csv_path.write_text(
+        csv_path.read_text().replace("fp16,torchscript,cpu", "a-name-of-twenty-nine-letters,torchscript,cpu")
+    )
     header, *lines = render(csv_path).splitlines()
     assert {line.split()[1] for line in lines} == {"cpu", "cuda"}
     assert all(line[header.index("device") :].startswith(("cpu", "cuda")) for line in lines)
 
 
 def test_missing_values_are_dashes_and_long_names_are_cut(csv_path: Path) -> None:
-    text = csv_path.read_text().replace("bf16,cpu", f"{'b' * 60},cpu").replace(",0.98,1.02,", ",,,")
+    text = (
+        csv_path.read_text()
+        .replace("bf16,torchscript,cpu", f"{'b' * 60},torchscript,cpu")
+        .replace(",0.98,1.02,", ",,,")
+    )
     csv_path.write_text(text)
     lines = render(csv_path).splitlines()
     fp32 = next(line for line in lines if line.startswith("fp32"))
@@ -56,3 +62,19 @@ def test_missing_values_are_dashes_and_long_names_are_cut(csv_path: Path) -> Non
     assert next(line for line in lines if line.startswith("fp16 ") and "ok" not in line and "cuda" in line).endswith(
         "-"
     )
+
+
+def test_a_doubtful_timing_is_marked_and_explained_below(csv_path: Path) -> None:
+    plain = render(csv_path).splitlines()
+    rows = csv_path.read_text().replace("bf16,torchscript,cpu,1,2,ok,", "bf16,torchscript,cpu,1,2,noisy,5 % stolen")
+    csv_path.write_text(
+        rows.replace("int8-static,torchscript,cpu,1,2,ok,", "int8-static,torchscript,cpu,1,2,unstable,+9 %")
+    )
+    lines = render(csv_path).splitlines()
+    assert lines[len(plain) :] == [
+        "! int8-static on cpu, batch 1, is unstable: +9 %",
+        "~ bf16 on cpu, batch 1, is noisy: 5 % stolen",
+    ]
+    marked = next(line for line in lines if line.startswith("bf16"))
+    assert marked.split()[4:8] == ["3.12", "[3.05,", "3.18]~", "43.5"]
+    assert len({len(line) for line in lines[: len(plain)] if "unsupported" not in line}) == 1

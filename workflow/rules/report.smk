@@ -35,6 +35,7 @@ rule summarise:
         config=tidy(
             {
                 "variants": list(VARIANTS),
+                "runtimes": {variant: VARIANTS[variant].get("runtime", "torchscript") for variant in VARIANTS},
                 "devices": DEVICES,
                 "batch_sizes": BATCH_SIZES,
                 "unsupported": UNSUPPORTED,

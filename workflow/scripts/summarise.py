@@ -20,6 +20,8 @@ if __name__ == "__main__":
                 snakemake.input.audit,
                 snakemake.input.models,
                 snakemake.params.config,
+                energy=snakemake.input.get("energy", []),
+                limits=snakemake.input.get("limits"),
             )
         with atomic(snakemake.output.csv) as partial:
             write_summary(table, partial)

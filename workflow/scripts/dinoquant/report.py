@@ -134,7 +134,8 @@ def answer(rows: Sequence[Row], device: str, batch_size: int) -> str:
     here = [
         row
         for row in rows
-        if (row["device"], row["batch_size"], row["status"]) == (device, str(batch_size), "ok")
+        if (row["device"], row["batch_size"]) == (device, str(batch_size))
+        and row["status"] != "unsupported"
         and row["variant"] != "fp32"
     ]
     where = f"On {device} at batch size {batch_size}"

@@ -21,8 +21,12 @@ LATENCY = [
     "speedup",
     "speedup_ci_low",
     "speedup_ci_high",
+    "preprocess_p50_ms",
+    "end_to_end_p50_ms",
 ]
-FOOTPRINT = ["peak_rss_mb", "load_ms", "first_inference_ms"]
+LIMIT = ["limit_ms", "over_limit"]
+FOOTPRINT = ["peak_rss_mb", "gpu_memory_mb", "load_ms", "first_inference_ms"]
+ENERGY = ["energy_mj_per_image", "energy_reason"]
 ACCURACY = [
     "knn_top1",
     "knn_top1_ci_low",
@@ -36,11 +40,17 @@ ACCURACY = [
     "cosine_mean_ci_high",
     "cosine_p5",
     "knn_agreement",
+    "mcnemar_p",
+    "probe_top1",
+    "probe_top1_drop",
+    "probe_top1_drop_ci_low",
+    "probe_top1_drop_ci_high",
 ]
 COLUMNS = [
-    *["variant", "device", "batch_size", "threads", "status", "reason", *LATENCY[1:], "size_mb", "compression"],
-    *[*FOOTPRINT, *ACCURACY, "quantized_modules", "quantizable_modules"],
+    *["variant", "runtime", "device", "batch_size", "threads", "status", "reason", *LATENCY[1:], "noise_floor", *LIMIT],
+    *["size_mb", "compression", *FOOTPRINT, *ENERGY, *ACCURACY, "quantized_modules", "quantizable_modules"],
 ]
+BASELINE = "fp32"
 
 
 def summarise(
@@ -50,12 +60,18 @@ def summarise(
     audits: Iterable[str | Path],
     models: Iterable[str | Path],
     config: Mapping[str, Any],
+    *,
+    energy: Iterable[str | Path] = (),
+    limits: str | Path | None = None,
 ) -> pd.DataFrame:
     """Return the table with ``COLUMNS``, in the config's order of variants, devices and batch sizes.
 
-    ``audits`` and ``models`` lie in folders named after their variants. ``config`` has ``variants``, ``devices``,
-    ``batch_sizes`` and ``unsupported`` (variant -> device -> reason). What was not measured is missing, never 0: all
-    measurements where a variant is unsupported, the accuracy of a variant that cannot run on ``accuracy.device``.
+    ``audits`` and ``models`` lie in folders named after their variants. ``config`` has ``variants``, ``runtimes``
+    (variant -> runtime), ``devices``, ``batch_sizes`` and ``unsupported`` (variant -> device -> reason). ``status`` is
+    ``unsupported``, or the verdict on the timing: ``ok``, ``noisy``, ``unstable``; ``reason`` says why where it is not
+    ``ok``. ``noise_floor`` is that of fp32 against itself on the row's device, at its batch size. What was not measured
+    is missing, never 0: all measurements where a variant is unsupported, the accuracy of a variant that cannot run on
+    ``accuracy.device``.
 
     Raises:
         UserError: a supported variant has no latency or footprint file.
@@ -63,16 +79,26 @@ def summarise(
     latencies = {(row["variant"], row["device"], row["batch_size"]): row for row in map(read_json, latency)}
     footprints = {(row["variant"], row["device"]): row for row in map(read_json, footprint)}
     accuracies = {row["variant"]: row for row in map(read_json, accuracy)}
+    energies = {(row["variant"], row["device"]): row for row in map(read_json, energy)}
+    limit_of = _limits(limits)
     models_of = _model_columns(audits, models)
     rows = []
     for variant, device, batch_size in product(config["variants"], config["devices"], config["batch_sizes"]):
-        row = {"variant": variant, "device": device, "batch_size": batch_size, "status": "ok", **models_of[variant]}
+        cell = (variant, device, batch_size)
+        row = {"variant": variant, "runtime": config["runtimes"][variant], "device": device, "batch_size": batch_size}
+        row |= models_of.get(variant, {})
         reason = config["unsupported"].get(variant, {}).get(device)
         if reason:
             row |= {"status": "unsupported", "reason": reason}
         else:
-            row |= _pick(_found(latencies, (variant, device, batch_size), "latency"), LATENCY)
+            timing = _found(latencies, cell, "latency")
+            row |= {"status": timing.get("verdict", "ok"), "reason": timing.get("verdict_reason") or None}
+            row |= _pick(timing, LATENCY)
+            row["noise_floor"] = latencies.get((BASELINE, device, batch_size), {}).get("noise_floor")
+            limit = limit_of.get(cell)
+            row |= {"limit_ms": limit, "over_limit": limit and timing["latency_p50_ms"] / limit}
             row |= _pick(_found(footprints, (variant, device), "footprint"), FOOTPRINT)
+            row |= _pick(energies.get((variant, device), {}), ENERGY)
             row |= _pick(accuracies.get(variant, {}), ACCURACY)
         rows.append(row)
     return pd.DataFrame(rows, columns=COLUMNS)
@@ -97,17 +123,24 @@ def _found(rows: Mapping[Any, dict[str, Any]], key: tuple[Any, ...], what: str) 
     return rows[key]
 
 
+def _limits(path: str | Path | None) -> dict[tuple[str, str, int], float]:
+    """Return the shortest possible time in ms by variant, device and batch size, where it is known."""
+    if path is None:
+        return {}
+    table = pd.read_csv(path, dtype={"variant": str}).dropna(subset=["limit_ms"])
+    return table.set_index(["variant", "device", "batch_size"])["limit_ms"].to_dict()
+
+
 def _model_columns(audits: Iterable[str | Path], models: Iterable[str | Path]) -> dict[str, dict[str, float]]:
-    """Return, per variant, what is known of its model without running it."""
+    """Return, per variant, what is known of its model without running it; some have no audit."""
     sizes = {Path(path).parent.name: Path(path).stat().st_size / 1e6 for path in models}
-    columns = {}
+    columns: dict[str, dict[str, float]] = {
+        variant: {"size_mb": size, "compression": sizes[BASELINE] / size} for variant, size in sizes.items()
+    }
     for path in map(Path, audits):
         audit = pd.read_csv(path, keep_default_na=False)
         quantizable = audit["quantizable"]
-        size = sizes[path.parent.name]
-        columns[path.parent.name] = {
-            "size_mb": size,
-            "compression": sizes["fp32"] / size,
+        columns[path.parent.name] |= {
             "quantized_modules": int((quantizable & (audit["became"] != "fp32")).sum()),
             "quantizable_modules": int(quantizable.sum()),
         }

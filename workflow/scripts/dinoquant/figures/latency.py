@@ -18,6 +18,7 @@ from dinoquant.figures.style import (
     deviations,
     empty_row,
     finish,
+    flagged_notes,
     unsupported_notes,
     variant_axis,
 )
@@ -36,7 +37,7 @@ def draw(table: pd.DataFrame, style: Style) -> Figure:
         figure,
         f"Latency at batch size {table['batch_size'].iloc[0]}",
         "Bar: median. Whisker: 95 % interval (from six rounds up). Circle: 90th percentile. x: speed-up over fp32.",
-        unsupported_notes(table),
+        [*flagged_notes(table), *unsupported_notes(table)],
     )
 
 
@@ -44,7 +45,7 @@ def _panel(ax: Axes, rows: Rows, style: Style) -> None:
     variant_axis(ax, style.variants)
     for y, variant in enumerate(style.variants):
         row = rows[variant]
-        if row["status"] != "ok":
+        if row["status"] == "unsupported":
             empty_row(ax, y, f"does not run on {row['device']}")
             continue
         p50, p90 = row["latency_p50_ms"], row["latency_p90_ms"]

@@ -20,6 +20,7 @@ from dinoquant.figures.style import (
     by_variant,
     deviations,
     finish,
+    flagged_notes,
     unsupported_notes,
 )
 
@@ -46,7 +47,7 @@ def draw(table: pd.DataFrame, style: Style) -> Figure:
         style.accuracy_title(f"Accuracy against speed at batch size {table['batch_size'].iloc[0]}"),
         "Up and to the left is better. Whiskers: confidence intervals. "
         "Line: the Pareto front; hollow: some other variant is both faster and closer to fp32.",
-        [*_unmeasured_notes(table), *unsupported_notes(table)],
+        [*_unmeasured_notes(table), *flagged_notes(table), *unsupported_notes(table)],
     )
     figure.draw_without_rendering()  # the labels go where there is room, which the layout decides
     for device, ax in zip(devices, panels.flat, strict=True):

@@ -109,6 +109,13 @@ def unsupported_notes(table: pd.DataFrame) -> list[str]:
     return [f"Not on {row['device']}: {row['variant']} ({row['reason']})" for row in groups.to_dict("records")]
 
 
+def flagged_notes(table: pd.DataFrame) -> list[str]:
+    """Return a sentence per kind of doubt and device that names the variants whose timing is noisy or unstable."""
+    rows = table[table["status"].isin(["noisy", "unstable"])].drop_duplicates(["device", "status", "variant"])
+    groups = rows.groupby(["status", "device"])["variant"].agg(", ".join).reset_index()
+    return [f"Timing {row['status']} on {row['device']}: {row['variant']}" for row in groups.to_dict("records")]
+
+
 def deviations(value: float, low: float, high: float) -> list[list[float]]:
     """Return an interval as matplotlib wants it: distances below and above ``value``; NaN where there is none."""
     return [[value - low], [high - value]]

@@ -8,12 +8,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 from scipy.optimize import isotonic_regression
 
-from dinoquant.figures.style import WIDTH, Style, finish, font_scale, unsupported_notes
+from dinoquant.figures.style import WIDTH, Style, finish, flagged_notes, font_scale, unsupported_notes
 
 
 def draw(table: pd.DataFrame, style: Style) -> Figure:
     """Return a line per variant, named at its right end, and a panel per device."""
-    rows = table[table["status"] == "ok"]
+    rows = table[table["status"] != "unsupported"]
     devices = list(table["device"].unique())
     size = (WIDTH, 1.5 + 4.2 * len(devices))
     figure, panels = plt.subplots(len(devices), 1, figsize=size, squeeze=False)
@@ -24,7 +24,7 @@ def draw(table: pd.DataFrame, style: Style) -> Figure:
         figure,
         "Throughput",
         "Images per second: batch size over median latency. Higher is better.",
-        unsupported_notes(table),
+        [*flagged_notes(table), *unsupported_notes(table)],
     )
 
 
