@@ -26,9 +26,9 @@ def load_torch(options: argparse.Namespace) -> Run:
     import torch
 
     from dinoquant.export import load
-    from dinoquant.latency import use_threads
+    from dinoquant.torchscript import set_up
 
-    use_threads(options.threads)
+    set_up(options.threads)
     torch.set_grad_enabled(False)
     model = load(options.model)
     return lambda images: model(torch.from_numpy(images)).numpy()

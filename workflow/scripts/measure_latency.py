@@ -1,6 +1,7 @@
 """Time one variant beside fp32, on one device and at one batch size."""
 
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,23 +17,23 @@ if __name__ == "__main__":
     with job(snakemake):
         from dinoquant.latency import Protocol, measure
         from dinoquant.recipes.base import engine
+        from dinoquant.torchscript import as_call, load, random_images, set_up
 
         config, wildcards = snakemake.params.config, snakemake.wildcards
-        model = Path(snakemake.input.model)
-        require_device(wildcards.device)
-        card = read_card(model)
+        batch_size, device = int(wildcards.batch), wildcards.device
+        files = {"variant": Path(snakemake.input.model), "fp32": Path(snakemake.input.fp32)}
+        require_device(device)
+        threads = resolve_threads(config["threads"], "latency.threads")
+        card = read_card(files["variant"])
+        fixed = set_up(threads)
+        images = random_images(batch_size, card["image_size"], device, config["seed"])
         # Loading packs quantized weights for the engine in force, and PyTorch's default need not be the variant's.
         with engine(card["engine"]) if card["engine"] else nullcontext(), span("measure"):
+            models = {arm: load(file, device) for arm, file in files.items()}
             result = measure(
-                model,
-                Path(snakemake.input.fp32),
-                image_size=card["image_size"],
-                batch_size=int(wildcards.batch),
-                device=wildcards.device,
-                threads=resolve_threads(config["threads"], "latency.threads"),
+                {arm: as_call(partial(model, images), device) for arm, model in models.items()},
+                batch_size=batch_size,
                 protocol=Protocol(config["rounds"], config["block_seconds"], config["warmup_seconds"], config["seed"]),
             )
-        write_json(
-            snakemake.output.json,
-            {"variant": wildcards.variant, "engine": card["engine"], **result, "machine": describe()},
-        )
+        identity = {"variant": wildcards.variant, "device": device, "threads": threads, "engine": card["engine"]}
+        write_json(snakemake.output.json, {**identity, "fixed": fixed, **result, "machine": describe()})

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+CHUNK_BYTES = 1 << 20
+
 
 @contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
@@ -41,3 +43,10 @@ def write_json(path: str | Path, content: Any) -> None:
 def read_json(path: str | Path) -> Any:
     """Return the content of a JSON file."""
     return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def read_through(path: str | Path) -> None:
+    """Read a file once, a chunk at a time, so that it is in the page cache and not in this process."""
+    with Path(path).open("rb") as stream:
+        while stream.read(CHUNK_BYTES):
+            pass

@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 
+from dinoquant.files import read_through
+
 MB = 1e6
 KIB = 1024
-CHUNK_BYTES = 1 << 20
 STATUS = Path("/proc/self/status")
 CLEAR_REFS = Path("/proc/self/clear_refs")
 
@@ -31,7 +32,7 @@ def measure(model: Path, *, image_size: int, device: str, threads: int) -> dict[
     """
     torch.set_num_threads(threads)
     image = torch.randn(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(0)).to(device)
-    _read_through(model)
+    read_through(model)
     source = restart_peak()
     baseline = rss_bytes()
     start = time.perf_counter()
@@ -90,13 +91,6 @@ def _status_bytes(key: str) -> int | None:
 def _max_rss_bytes() -> int:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * KIB  # bytes on macOS, KiB elsewhere
-
-
-def _read_through(path: Path) -> None:
-    """Read a file once, a chunk at a time, so that it is in the page cache and not in this process."""
-    with path.open("rb") as stream:
-        while stream.read(CHUNK_BYTES):
-            pass
 
 
 def _wait_for(device: str) -> None:

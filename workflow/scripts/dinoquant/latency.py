@@ -1,21 +1,19 @@
 """Time a model beside its fp32 original, so that what the machine does to one it does to the other.
 
-The two are timed in the same process, on the same input, in short blocks that alternate in a random order; the
-speed-up is taken round by round. Machine drift (clock frequency, temperature, neighbours) is slower than a round, hits
-both and cancels in the ratio. Interleaving after Kalibera & Jones, "Rigorous Benchmarking in Reasonable Time" (2013);
-percentile bootstrap after Efron & Tibshirani, "An Introduction to the Bootstrap" (1993), chapter 13.
+The two are timed in short blocks that alternate in a random order; the speed-up is taken round by round. Machine drift
+(clock frequency, temperature, neighbours) is slower than a round, hits both and cancels in the ratio. Interleaved after
+Kalibera & Jones, "Rigorous Benchmarking in Reasonable Time" (2013); percentile bootstrap after Efron & Tibshirani,
+"An Introduction to the Bootstrap" (1993), chapter 13. Needs no PyTorch: what a call does is its maker's business.
 """
 
 import gc
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -55,39 +53,20 @@ class Warmup(NamedTuple):
     call_seconds: float
 
 
-def use_threads(threads: int) -> None:
-    """Give PyTorch ``threads`` threads inside an operator and one between operators.
+def measure(calls: Mapping[str, Call], *, batch_size: int, protocol: Protocol) -> dict[str, Any]:
+    """Time the calls "variant" and "fp32" side by side and return samples and statistics for JSON.
 
-    Overrides OMP_NUM_THREADS, which Snakemake sets to the number of cores it was told of. Denormals are left as
-    PyTorch has them by default, computed in full, because that is what a user of the model gets.
+    A call runs its model once, on an input of ``batch_size`` images that is ready, and returns the milliseconds it
+    took; the model may live in another process, as long as that process does the timing. With both calls made from the
+    same file (loaded twice) this is the A/A control: its speed-up should be 1.
     """
-    torch.set_num_threads(threads)
-    if torch.get_num_interop_threads() != 1:  # may be set only once in a process
-        torch.set_num_interop_threads(1)
-    torch.set_flush_denormal(False)
-
-
-def measure(
-    variant: Path, fp32: Path, *, image_size: int, batch_size: int, device: str, threads: int, protocol: Protocol
-) -> dict[str, Any]:
-    """Time the TorchScript files ``variant`` and ``fp32`` side by side and return samples and statistics for JSON.
-
-    Both get the same float32 standard normal input [batch_size, 3, image_size, image_size]. With ``variant`` the same
-    file as ``fp32`` (loaded twice) this is the A/A control: its speed-up should be 1.
-    """
-    use_threads(threads)
-    generator = torch.Generator().manual_seed(protocol.seed)
-    images = torch.randn(batch_size, 3, image_size, image_size, generator=generator).to(device)
-    calls = {"variant": _timed_call(variant, images, device), "fp32": _timed_call(fp32, images, device)}
     started = time.time()
-    with torch.inference_mode(), _no_garbage_collection():
-        warmups = {arm: warm_up(call, protocol.warmup_seconds) for arm, call in calls.items()}
+    with _no_garbage_collection():
+        warmups = {arm: warm_up(calls[arm], protocol.warmup_seconds) for arm in ARMS}
         counts = {arm: calls_per_block(warmups[arm].call_seconds, protocol.block_seconds) for arm in ARMS}
         samples, first = interleave(calls, counts, protocol)
     return {
-        "device": device,
         "batch_size": batch_size,
-        "threads": threads,
         "protocol": {
             "rounds": protocol.rounds,
             "block_seconds": protocol.block_seconds,
@@ -95,8 +74,6 @@ def measure(
             "seed": protocol.seed,
             "calls_per_block": counts,
             "untimed_calls_per_block": {arm: untimed_calls(counts[arm]) for arm in ARMS},
-            "interop_threads": torch.get_num_interop_threads(),
-            "flush_denormal": False,
             "confidence": CONFIDENCE,
             "resamples": RESAMPLES,
         },
@@ -107,23 +84,6 @@ def measure(
         "started": started,
         "finished": time.time(),
     }
-
-
-def _timed_call(path: Path, images: torch.Tensor, device: str) -> Call:
-    """Load a model; return a function that runs it once and returns the ms until the result is there, on a GPU too."""
-    model = torch.jit.load(path, map_location=device).eval()  # type: ignore[no-untyped-call]  # not typed in torch
-    synchronise = torch.cuda.synchronize if device == "cuda" else None
-
-    def call() -> float:
-        if synchronise:
-            synchronise()
-        start = time.perf_counter_ns()
-        model(images)
-        if synchronise:
-            synchronise()
-        return (time.perf_counter_ns() - start) / 1e6
-
-    return call
 
 
 @contextmanager
@@ -176,7 +136,7 @@ def untimed_calls(calls: int) -> int:
     return 1 if calls >= MIN_CALLS_FOR_UNTIMED else 0
 
 
-def interleave(calls: dict[str, Call], counts: dict[str, int], protocol: Protocol) -> tuple[Samples, list[str]]:
+def interleave(calls: Mapping[str, Call], counts: Mapping[str, int], protocol: Protocol) -> tuple[Samples, list[str]]:
     """Return the samples in ms, per arm and round, and which arm went first in each round (by the protocol's seed)."""
     variant_first = np.random.default_rng(protocol.seed).integers(2, size=protocol.rounds)
     samples: Samples = {arm: [] for arm in ARMS}

@@ -1,0 +1,59 @@
+"""Run TorchScript files as they are timed: PyTorch set up alike for every model, and a model as a call to be timed."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dinoquant.files import read_through
+
+
+def set_up(threads: int) -> dict[str, Any]:
+    """Give PyTorch ``threads`` threads inside an operator and one between operators; return what was fixed.
+
+    Overrides OMP_NUM_THREADS, which Snakemake sets to the number of cores it was told of. Denormals are computed in
+    full and float32 products on CUDA are float32, not TF32: what a user of the model gets who asks for nothing else.
+    """
+    torch.set_num_threads(threads)
+    if torch.get_num_interop_threads() != 1:  # may be set only once in a process
+        torch.set_num_interop_threads(1)
+    torch.set_flush_denormal(False)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    return {"interop_threads": torch.get_num_interop_threads(), "flush_denormal": False, "tf32": False}
+
+
+def load(model: Path, device: str) -> torch.jit.ScriptModule:
+    """Load a model from the page cache: the file is read through first."""
+    read_through(model)
+    loaded: torch.jit.ScriptModule = torch.jit.load(  # type: ignore[no-untyped-call]  # not typed in torch
+        model, map_location=device
+    )
+    return loaded.eval()
+
+
+def random_images(batch_size: int, image_size: int, device: str, seed: int) -> Tensor:
+    """Return a float32 standard normal batch [batch_size, 3, image_size, image_size]."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(batch_size, 3, image_size, image_size, generator=generator).to(device)
+
+
+def as_call(run: Callable[[], object], device: str) -> Callable[[], float]:
+    """Return a function that runs ``run`` once and returns the ms until its result is there, on a GPU too."""
+
+    def synchronise() -> None:
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    @torch.inference_mode()
+    def call() -> float:
+        synchronise()
+        start = time.perf_counter_ns()
+        run()
+        synchronise()
+        return (time.perf_counter_ns() - start) / 1e6
+
+    return call
