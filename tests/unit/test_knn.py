@@ -77,6 +77,21 @@ def test_equals_the_published_formula() -> None:
     assert 0.3 < top1 < top5 < 1
 
 
+def test_equals_scikit_learn() -> None:
+    """A library that shares no line with this one predicts the same class for every query."""
+    from sklearn.neighbors import KNeighborsClassifier
+
+    classes, k, temperature = 10, 20, 0.07
+    bank, labels, query, truth = clustered(6, 3000, 1000, classes, spread=1.5)
+    classifier = KNeighborsClassifier(
+        k, metric="cosine", algorithm="brute", weights=lambda distances: np.exp((1 - distances) / temperature)
+    ).fit(bank.astype(np.float64), labels)
+    expected = classifier.predict(query.astype(np.float64))
+    result = predict(bank, labels, query, classes=classes, k=k, temperature=temperature)
+    np.testing.assert_array_equal(result[:, 0], expected)
+    assert 0.3 < (expected == truth).mean() < 0.9
+
+
 def test_blocks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     bank, labels, query, _ = clustered(3, 100, 31, 7, spread=1.0)
     whole = predict(bank, labels, query, classes=7, k=10, temperature=0.07)

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from dinoquant.files import write_json
 from dinoquant.job import job, span
-from dinoquant.manifest import read_split
+from dinoquant.manifest import read_split, read_wnids
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -22,7 +22,8 @@ if __name__ == "__main__":
             np.load(snakemake.input.features) as features,
             np.load(snakemake.input.fp32) as reference,
         ):
-            result = evaluate(dict(features), dict(reference), labels, config)
+            wnids = read_wnids(snakemake.input.manifest)
+            result = evaluate(dict(features), dict(reference), labels, wnids, config)
         write_json(
             snakemake.output.json, {"variant": snakemake.wildcards.variant, "device": config["device"], **result}
         )

@@ -5,28 +5,29 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from dinoquant.errors import UserError
 from dinoquant.knn import predict
+from dinoquant.statistics import compared, mean_interval, percentage
 
 Features = Mapping[str, NDArray[np.float32]]
 Labels = Mapping[str, NDArray[np.int64]]
 
-# Resampled values in memory at a time: 8 bytes each for the value and for its place, 64 MB.
-BOOTSTRAP_BLOCK = 2**22
 
-
-def evaluate(variant: Features, fp32: Features, labels: Labels, config: Mapping[str, Any]) -> dict[str, Any]:
+def evaluate(
+    variant: Features, fp32: Features, labels: Labels, wnids: Mapping[int, str], config: Mapping[str, Any]
+) -> dict[str, Any]:
     """Return the accuracy of ``variant`` and its fidelity to ``fp32`` on the same images, ready for JSON.
 
-    Percentages have Wilson intervals. Drop and mean cosine have percentile bootstrap intervals over the queries; the
-    drop's is paired, over the difference that each query makes, because both models err on largely the same queries.
+    Percentages have Wilson intervals, the mean cosine a percentile bootstrap interval over the queries. What is said of
+    the predictions is paired, because both models err on largely the same queries: see `compared`. ``per_class`` has an
+    entry for every class with a query, the one that loses most first.
 
     Args:
         variant: ``bank`` ``[Nb, D]`` and ``query`` ``[Nq, D]``.
         fp32: the same images' features.
         labels: of ``bank`` ``[Nb]`` and ``query`` ``[Nq]``, from 0.
+        wnids: the name of each label.
         config: ``k``, ``temperature``, ``confidence`` (0 to 1), ``resamples``, ``seed``.
 
     Raises:
@@ -38,21 +39,27 @@ def evaluate(variant: Features, fp32: Features, labels: Labels, config: Mapping[
             f"dataset.queries gives {queries} query image: intervals need 2 or more. Raise dataset.queries."
         )
     predicted, reference = (_predict(features, labels, config) for features in (variant, fp32))
-    truth = labels["query"]
+    truth, confidence = labels["query"], config["confidence"]
     correct, reference_correct = predicted[:, 0] == truth, reference[:, 0] == truth
     cosines = cosine(variant["query"], fp32["query"])
-    drops = 100.0 * (reference_correct.astype(np.int64) - correct)
+    same = all(np.array_equal(variant[split], fp32[split]) for split in ("bank", "query"))
+    difference = compared(correct, reference_correct, confidence, same=same)
     return {
         "bank": len(labels["bank"]),
         "queries": queries,
         "k": config["k"],
         "temperature": config["temperature"],
-        **_percentage("knn_top1", correct, config),
-        **_percentage("knn_top5", (predicted == truth[:, None]).any(axis=1), config),
-        **_mean("knn_top1_drop", drops, config),
+        **percentage("knn_top1", correct, confidence),
+        **percentage("knn_top5", (predicted == truth[:, None]).any(axis=1), confidence),
+        **{f"knn_top1_{name}": difference[name] for name in ("drop", "drop_ci_low", "drop_ci_high")},
+        **{f"mcnemar_{name}": difference[name] for name in ("p", "lost", "gained")},
         **_mean("cosine_mean", cosines, config),
         "cosine_p5": float(np.percentile(cosines, 5)),
-        **_percentage("knn_agreement", predicted[:, 0] == reference[:, 0], config),
+        **percentage("knn_agreement", predicted[:, 0] == reference[:, 0], confidence),
+        "per_class": [
+            {"wnid": wnids[label], **entry}
+            for label, entry in _per_class(correct, reference_correct, truth, confidence, same)
+        ],
     }
 
 
@@ -61,29 +68,6 @@ def cosine(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[n
     a, b = first.astype(np.float64), second.astype(np.float64)
     # Not the product of two roots, which may round away from 1: the root of a square is exact.
     return np.asarray((a * b).sum(axis=1) / np.sqrt((a * a).sum(axis=1) * (b * b).sum(axis=1)))
-
-
-def wilson_interval(hits: int, trials: int, confidence: float) -> tuple[float, float]:
-    """Return the interval of a share (0 to 1) after E. B. Wilson, JASA 22 (1927)."""
-    interval = stats.binomtest(hits, trials).proportion_ci(confidence, method="wilson")
-    return float(interval.low), float(interval.high)
-
-
-def mean_interval(values: NDArray[np.float64], confidence: float, resamples: int, seed: int) -> tuple[float, float]:
-    """Return the percentile bootstrap interval of the mean of ``values`` ``[N]``, N at least 2.
-
-    After Efron & Tibshirani, "An Introduction to the Bootstrap" (1993), chapter 13. Equal seeds resample equal places.
-    """
-    interval = stats.bootstrap(
-        (values,),
-        np.mean,
-        n_resamples=resamples,
-        batch=max(1, BOOTSTRAP_BLOCK // len(values)),
-        confidence_level=confidence,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return float(interval.low), float(interval.high)
 
 
 def _predict(features: Features, labels: Labels, config: Mapping[str, Any]) -> NDArray[np.int64]:
@@ -97,11 +81,22 @@ def _predict(features: Features, labels: Labels, config: Mapping[str, Any]) -> N
     )
 
 
-def _percentage(name: str, hits: NDArray[np.bool_], config: Mapping[str, Any]) -> dict[str, float]:
-    """Return the share of hits and its interval, in percent."""
-    count = int(hits.sum())
-    low, high = wilson_interval(count, len(hits), config["confidence"])
-    return {name: 100 * count / len(hits), f"{name}_ci_low": 100 * low, f"{name}_ci_high": 100 * high}
+def _per_class(
+    correct: NDArray[np.bool_], reference: NDArray[np.bool_], truth: NDArray[np.int64], confidence: float, same: bool
+) -> list[tuple[int, dict[str, float]]]:
+    """Return each class that has queries, with its accuracies in percent and its drop, the largest drop first."""
+    entries = []
+    for label in np.unique(truth).tolist():
+        own = truth == label
+        difference = compared(correct[own], reference[own], confidence, same=same)
+        entry = {
+            "queries": int(own.sum()),
+            "knn_top1": 100 * float(correct[own].mean()),
+            "knn_top1_fp32": 100 * float(reference[own].mean()),
+            **{name: difference[name] for name in ("drop", "drop_ci_low", "drop_ci_high")},
+        }
+        entries.append((label, entry))
+    return sorted(entries, key=lambda item: -item[1]["drop"])
 
 
 def _mean(name: str, values: NDArray[np.float64], config: Mapping[str, Any]) -> dict[str, float]:

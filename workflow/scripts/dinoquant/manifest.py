@@ -13,3 +13,9 @@ def read_split(path: str | Path, split: str) -> tuple[NDArray[np.int64], NDArray
         rows = [(int(row["index"]), int(row["label"])) for row in csv.DictReader(stream) if row["split"] == split]
     indices, labels = np.array(rows, dtype=np.int64).reshape(-1, 2).T
     return indices, labels
+
+
+def read_wnids(path: str | Path) -> dict[int, str]:
+    """Return the name of every label that occurs."""
+    with Path(path).open(encoding="utf-8", newline="") as stream:
+        return {int(row["label"]): row["wnid"] for row in csv.DictReader(stream)}
