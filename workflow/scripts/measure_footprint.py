@@ -1,5 +1,6 @@
 """Measure what one variant takes on disk and in memory, and its first answer; this process is the fresh one."""
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,21 +15,27 @@ if TYPE_CHECKING:
 
 if __name__ == "__main__":
     with job(snakemake):
+        import torch
+
         from dinoquant.footprint import measure
         from dinoquant.recipes.base import engine
+        from dinoquant.torchscript import as_call, load, random_images, set_up, wait_for
 
         model, wildcards = Path(snakemake.input.model), snakemake.wildcards
-        require_device(wildcards.device)
+        device = wildcards.device
+        require_device(device)
         card = read_card(model)
+        threads = resolve_threads(snakemake.params.config["threads"], "latency.threads")
+        set_up(threads)
+        image = random_images(1, card["image_size"], device, seed=0)
+
+        def load_model() -> Callable[[], object]:
+            module = load(model, device)
+            wait_for(device)
+            return as_call(lambda: module(image), device)
+
         # Loading packs quantized weights for the engine in force, and PyTorch's default need not be the variant's.
         with engine(card["engine"]) if card["engine"] else nullcontext(), span("measure"):
-            result = measure(
-                model,
-                image_size=card["image_size"],
-                device=wildcards.device,
-                threads=resolve_threads(snakemake.params.config["threads"], "latency.threads"),
-            )
-        write_json(
-            snakemake.output.json,
-            {"variant": wildcards.variant, "engine": card["engine"], **result, "machine": describe()},
-        )
+            result = measure([model], load_model, torch.cuda.max_memory_reserved if device == "cuda" else None)
+        identity = {"variant": wildcards.variant, "device": device, "threads": threads, "engine": card["engine"]}
+        write_json(snakemake.output.json, {**identity, **result, "machine": describe()})

@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dinoquant.files import write_json
+from dinoquant.files import read_through, write_json
 from dinoquant.job import job, span
 from dinoquant.machine import describe, require_device, resolve_threads
 from dinoquant.model_file import read_card
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 if __name__ == "__main__":
     with job(snakemake):
+        from dinoquant.allocator import keep_freed_memory
+
+        allocator = keep_freed_memory()  # before PyTorch allocates anything
         from dinoquant.latency import Protocol, measure
         from dinoquant.recipes.base import engine
         from dinoquant.torchscript import as_call, load, random_images, set_up
@@ -25,7 +28,9 @@ if __name__ == "__main__":
         require_device(device)
         threads = resolve_threads(config["threads"], "latency.threads")
         card = read_card(files["variant"])
-        fixed = set_up(threads)
+        fixed = {"allocator": allocator, **set_up(threads)}
+        for file in files.values():
+            read_through(file)  # so that no page of it has to come from the disk
         images = random_images(batch_size, card["image_size"], device, config["seed"])
         # Loading packs quantized weights for the engine in force, and PyTorch's default need not be the variant's.
         with engine(card["engine"]) if card["engine"] else nullcontext(), span("measure"):

@@ -1,17 +1,16 @@
 """What a model takes on disk and in memory, and how long a fresh process waits for its first answer.
 
-Call `measure` once, in a process that has imported PyTorch and done nothing else with it.
+Call `measure` once, in a process that has imported its runtime and done nothing else with it. Needs no PyTorch.
 """
 
 import re
 import resource
 import sys
 import time
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from dinoquant.files import read_through
 
@@ -21,38 +20,39 @@ STATUS = Path("/proc/self/status")
 CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
-def measure(model: Path, *, image_size: int, device: str, threads: int) -> dict[str, Any]:
-    """Load the TorchScript file ``model``, run it once on one image, and return sizes in 1e6 bytes and times in ms.
+def measure(
+    files: Sequence[Path], load: Callable[[], Callable[[], object]], gpu_bytes: Callable[[], int] | None = None
+) -> dict[str, Any]:
+    """Load a model, run it once on one image, and return sizes in 1e6 bytes and times in ms.
 
-    The file is read once beforehand, so that ``load_ms`` is the time from the page cache, not from the disk. On cuda
-    the context exists before anything is measured: it is the same for every model. ``peak_rss_mb`` is the host's
-    memory, the highest value during load and first inference minus ``baseline_rss_mb``, what the process held before;
-    ``peak_rss_source`` says where it was read. The first inference includes TorchScript's profiling and the start of
-    the thread pool, as it does for a user.
+    ``files`` are all files of the model. They are read once beforehand, so that ``load_ms`` is the time from the page
+    cache, not from the disk. ``load`` loads them and returns a function that runs the model on an image that is ready
+    and waits for the result; on a GPU both wait until it is idle, and its context exists already: it is the same for
+    every model. The allocator is left as the system has it, unlike in timings (`dinoquant.allocator`).
+
+    ``peak_rss_mb`` is the host's memory, the highest value during load and first inference minus ``baseline_rss_mb``,
+    what the process held before; ``peak_rss_source`` says where it was read. ``gpu_memory_mb`` is what ``gpu_bytes``,
+    the most that was held on the GPU so far, says at the end; None without a GPU. The first inference includes the
+    runtime's profiling and compiling and the start of its threads, as it does for a user.
     """
-    torch.set_num_threads(threads)
-    image = torch.randn(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(0)).to(device)
-    read_through(model)
+    for file in files:
+        read_through(file)
     source = restart_peak()
     baseline = rss_bytes()
     start = time.perf_counter()
-    module = torch.jit.load(model, map_location=device).eval()  # type: ignore[no-untyped-call]  # not typed in torch
-    _wait_for(device)
+    run = load()
     loaded = time.perf_counter()
-    with torch.inference_mode():
-        module(image)
-    _wait_for(device)
+    run()
     finished = time.perf_counter()
     peak = peak_rss_bytes()
     return {
-        "device": device,
-        "size_mb": model.stat().st_size / MB,
+        "size_mb": sum(file.stat().st_size for file in files) / MB,
         "load_ms": (loaded - start) * 1e3,
         "first_inference_ms": (finished - loaded) * 1e3,
         "peak_rss_mb": (peak - baseline) / MB,
         "peak_rss_source": source,
         "baseline_rss_mb": baseline / MB,
-        "threads": threads,
+        "gpu_memory_mb": gpu_bytes() / MB if gpu_bytes else None,
     }
 
 
@@ -91,8 +91,3 @@ def _status_bytes(key: str) -> int | None:
 def _max_rss_bytes() -> int:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * KIB  # bytes on macOS, KiB elsewhere
-
-
-def _wait_for(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()

@@ -8,8 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dinoquant.files import read_through
-
 
 def set_up(threads: int) -> dict[str, Any]:
     """Give PyTorch ``threads`` threads inside an operator and one between operators; return what was fixed.
@@ -27,8 +25,7 @@ def set_up(threads: int) -> dict[str, Any]:
 
 
 def load(model: Path, device: str) -> torch.jit.ScriptModule:
-    """Load a model from the page cache: the file is read through first."""
-    read_through(model)
+    """Load a model for inference."""
     loaded: torch.jit.ScriptModule = torch.jit.load(  # type: ignore[no-untyped-call]  # not typed in torch
         model, map_location=device
     )
@@ -41,19 +38,21 @@ def random_images(batch_size: int, image_size: int, device: str, seed: int) -> T
     return torch.randn(batch_size, 3, image_size, image_size, generator=generator).to(device)
 
 
+def wait_for(device: str) -> None:
+    """Wait until the device has done what it was asked to."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
 def as_call(run: Callable[[], object], device: str) -> Callable[[], float]:
     """Return a function that runs ``run`` once and returns the ms until its result is there, on a GPU too."""
 
-    def synchronise() -> None:
-        if device == "cuda":
-            torch.cuda.synchronize()
-
     @torch.inference_mode()
     def call() -> float:
-        synchronise()
+        wait_for(device)
         start = time.perf_counter_ns()
         run()
-        synchronise()
+        wait_for(device)
         return (time.perf_counter_ns() - start) / 1e6
 
     return call
