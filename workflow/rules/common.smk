@@ -42,6 +42,7 @@ def imported_modules(path):
     return files.union(*map(imported_modules, files - {path})) if files - {path} else files
 
 
+@cache
 def code(script, *modules):
     """Return what decides how a script behaves: itself and all it imports; `modules` are those it imports by name."""
     roots = [
@@ -98,8 +99,9 @@ def untracked_checksum(section, source, receipt):
 
 def resolve_devices():
     """Return the devices to measure on; one that was asked for by name and is missing stops the run."""
-    # The processors and GPUs of a head node say nothing about those of the nodes.
-    elsewhere = workflow.non_local_exec or workflow.remote_exec
+    # The processors and GPUs of a head node say nothing about those of the nodes. What executor there is, Snakemake
+    # tells only after it has read the rules; but only one that submits jobs is told how many there may be (--jobs).
+    elsewhere = workflow.nodes is not None or workflow.remote_exec
     here = ["cpu"] if elsewhere or not cuda_devices() else ["cpu", "cuda"]
     asked = here if config["devices"] == "auto" else config["devices"]
     for key, device in [("devices", d) for d in asked] + [("accuracy.device", config["accuracy"]["device"])]:
@@ -167,4 +169,6 @@ wildcard_constraints:
     variant=r"[A-Za-z0-9][A-Za-z0-9_.+-]*",
     device="cpu|cuda",
     batch=r"\d+",
+    shard=r"\d+",
+    shards=r"\d+",
     figure="[a-z]+",
