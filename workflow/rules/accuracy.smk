@@ -1,5 +1,7 @@
 """Extract every variant's features, and judge them by k-NN and by their distance to fp32's."""
 
+SHARDS = config["accuracy"]["shards"]
+
 
 rule extract_features:
     input:
@@ -28,6 +30,36 @@ rule extract_features:
         ),
     script:
         "../scripts/extract_features.py"
+
+
+if SHARDS > 1:
+
+    use rule extract_features as extract_shard with:
+        output:
+            features=temp("results/features/{variant}/{shard}of{shards}.npz"),
+            timing=temp("results/features/{variant}/{shard}of{shards}.json"),
+        log:
+            "logs/extract_features/{variant}/{shard}of{shards}.log",
+
+    rule gather_features:
+        input:
+            features=[f"results/features/{{variant}}/{n}of{SHARDS}.npz" for n in range(1, SHARDS + 1)],
+            timing=[f"results/features/{{variant}}/{n}of{SHARDS}.json" for n in range(1, SHARDS + 1)],
+            manifest="results/data/manifest.csv",
+            code=code("gather_features"),
+            lock=LOCK,
+        output:
+            features="results/features/{variant}.npz",
+            timing="results/features/{variant}.json",
+        log:
+            "logs/gather_features/{variant}.log",
+        localrule: True
+        conda:
+            "../../envs/pipeline.yaml"
+        script:
+            "../scripts/gather_features.py"
+
+    ruleorder: gather_features > extract_features
 
 
 rule evaluate_accuracy:

@@ -1,10 +1,10 @@
-"""Extract the features of the bank and of the queries with one variant."""
+"""Extract the features of the bank and of the queries, or of one shard of them, with one variant."""
 
 from typing import TYPE_CHECKING
 
 from dinoquant.files import atomic, read_json, write_json
 from dinoquant.job import job, span
-from dinoquant.machine import compute_threads, require_device
+from dinoquant.machine import compute_threads, describe, require_device
 from dinoquant.manifest import read_split
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if __name__ == "__main__":
 
         from dinoquant.export import load
         from dinoquant.features import extract
+        from dinoquant.shards import part
 
         config, variant = snakemake.params.config, snakemake.wildcards.variant
         require_device(config["device"])
@@ -25,24 +26,27 @@ if __name__ == "__main__":
         torch.set_num_threads(threads)
         info = read_json(snakemake.input.info)
         images = np.load(snakemake.input.images, mmap_mode="r")
+        splits = {split: read_split(snakemake.input.manifest, split)[0] for split in ("bank", "query")}
+        shard, shards = (int(getattr(snakemake.wildcards, name, 1)) for name in ("shard", "shards"))
         with span("extract"):
             model = load(snakemake.input.model, config["device"]).eval()
             results = {
                 split: extract(
                     model,
                     images,
-                    read_split(snakemake.input.manifest, split)[0],
+                    indices,
                     batch_size=config["batch_size"],
                     info=info,
                     device=config["device"],
                     variant=variant,
                 )
-                for split in ("bank", "query")
+                for split, indices in part(splits, config["batch_size"], shard, shards).items()
             }
         with atomic(snakemake.output.features) as partial:
             np.savez(partial, **{split: features for split, (features, _) in results.items()})
         seconds = sum(timing.seconds for _, timing in results.values())
         model_seconds = sum(timing.model_seconds for _, timing in results.values())
+        machine = describe()
         write_json(
             snakemake.output.timing,
             {
@@ -54,5 +58,7 @@ if __name__ == "__main__":
                 "overhead": seconds / model_seconds - 1,
                 "threads": threads,
                 "batch_size": config["batch_size"],
+                "shards": 1,
+                "machines": [{key: machine[key] for key in ("node", "cpu", "gpu")}],
             },
         )

@@ -1,0 +1,70 @@
+"""Split the extraction of features into shards that different workers take, and put their results together again."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dinoquant.errors import UserError
+from dinoquant.files import read_json
+
+Indices = NDArray[np.int64]
+SUMS = ("images", "seconds", "model_seconds")
+
+
+def part(splits: Mapping[str, Indices], batch_size: int, shard: int, shards: int) -> dict[str, Indices]:
+    """Return the images of one shard, ``shard`` of 1 to ``shards``, by split; a split may be empty.
+
+    The batches of all splits, one after the other, are dealt out in order, as evenly as they go and never divided: a
+    model with dynamic per-tensor quantization gives an image other features in the company of other images. So the
+    shards' features are bit for bit those of the whole.
+
+    Raises:
+        UserError: there are fewer batches than shards.
+    """
+    batches = {split: -(-len(indices) // batch_size) for split, indices in splits.items()}
+    total = sum(batches.values())
+    if total < shards:
+        raise UserError(
+            f"accuracy.shards is {shards}, but there are only {total} batches of accuracy.batch_size {batch_size} "
+            "images: lower one of the two."
+        )
+    first, end = (total * n // shards for n in (shard - 1, shard))
+    found = {}
+    for split, indices in splits.items():
+        found[split] = indices[max(0, first) * batch_size : max(0, end) * batch_size]
+        first, end = first - batches[split], end - batches[split]
+    return found
+
+
+def gather(features: Sequence[str | Path], splits: Mapping[str, Indices]) -> dict[str, NDArray[np.float32]]:
+    """Return the features of all shards' files, in their order, by split.
+
+    Raises:
+        UserError: they are not those of all images of the ``splits``.
+    """
+    loaded = [dict(np.load(path)) for path in features]
+    whole = {split: np.concatenate([one[split] for one in loaded]) for split in splits}
+    for split, indices in splits.items():
+        if len(whole[split]) != len(indices):
+            raise UserError(
+                f"The shards {', '.join(map(str, features))} have features of {len(whole[split])} {split} images; "
+                f"expected {len(indices)}. Delete them and run again."
+            )
+    return whole
+
+
+def gather_timings(paths: Sequence[str | Path]) -> dict[str, Any]:
+    """Return what the shards took, together: images and seconds are sums, and every machine is named once."""
+    timings = [read_json(path) for path in paths]
+    sums = {key: sum(timing[key] for timing in timings) for key in SUMS}
+    machines = [machine for timing in timings for machine in timing["machines"]]
+    return {
+        **timings[0],
+        **sums,
+        "overhead": sums["seconds"] / sums["model_seconds"] - 1,
+        "shards": len(timings),
+        "machines": [machine for i, machine in enumerate(machines) if machine not in machines[:i]],
+    }

@@ -1,0 +1,21 @@
+"""Put the features that the shards of an extraction found together."""
+
+from typing import TYPE_CHECKING
+
+from dinoquant.files import atomic, write_json
+from dinoquant.job import job, span
+from dinoquant.manifest import read_split
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+if __name__ == "__main__":
+    with job(snakemake):
+        import numpy as np
+
+        from dinoquant.shards import gather, gather_timings
+
+        splits = {split: read_split(snakemake.input.manifest, split)[0] for split in ("bank", "query")}
+        with span("gather"), atomic(snakemake.output.features) as partial:
+            np.savez(partial, **gather(snakemake.input.features, splits))
+        write_json(snakemake.output.timing, gather_timings(snakemake.input.timing))
