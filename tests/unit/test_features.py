@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import platform
 import runpy
 from pathlib import Path
 from types import SimpleNamespace
@@ -121,5 +122,6 @@ def test_the_script_writes_bank_and_queries_apart(tmp_path: Path, monkeypatch: p
         np.testing.assert_allclose(result["query"][:, 0] * 255, [0, 4], atol=1e-4)
     timing = json.loads((tmp_path / "out.json").read_text())
     assert timing.pop("seconds") / timing.pop("model_seconds") - 1 == pytest.approx(timing.pop("overhead"))
-    assert timing == {"variant": "v", "device": "cpu", "images": 5, "threads": 1, "batch_size": 2}
+    assert [machine["node"] for machine in timing.pop("machines")] == [platform.node()]
+    assert timing == {"variant": "v", "device": "cpu", "images": 5, "threads": 1, "batch_size": 2, "shards": 1}
     assert threads == [1]
