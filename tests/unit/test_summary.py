@@ -103,17 +103,20 @@ def test_the_noise_floor_is_that_of_fp32_beside_the_row(samples: Samples) -> Non
 
 def test_what_other_stages_measured_is_joined_and_may_be_missing(samples: Samples, tmp_path: Path) -> None:
     assert _table(samples)[["energy_mj_per_image", "limit_ms", "over_limit", "probe_top1"]].isna().all(axis=None)
-    energy, limits = tmp_path / "bf16.json", tmp_path / "limits.csv"
+    energy, limits, probe = tmp_path / "bf16.json", tmp_path / "limits.csv", tmp_path / "probe.json"
+    probe.write_text(json.dumps({"variant": "bf16", "probe_top1": 61.5, "probe_top1_drop": 0.5}))
     energy.write_text(json.dumps({"variant": "bf16", "device": "cpu", "energy_mj_per_image": 9.5}))
     limits.write_text("variant,device,batch_size,limit_ms\nbf16,cpu,1,6.0\nfp32,cpu,1,\n")
     table = summarise(
         *(samples.latency, samples.footprint, samples.accuracy, samples.audits, samples.models),
         samples.summary_config,
+        probe=[probe],
         energy=[energy],
         limits=limits,
     )
     row = _row(table, "bf16", "cpu")
     assert tuple(row[["energy_mj_per_image", "limit_ms", "over_limit"]]) == (9.5, 6.0, 3.0)
+    assert tuple(row[["knn_top1", "probe_top1", "probe_top1_drop"]]) == (23.55, 61.5, 0.5)
     assert _row(table, "fp32", "cpu")[["energy_mj_per_image", "limit_ms", "over_limit"]].isna().all()
 
 

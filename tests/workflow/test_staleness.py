@@ -35,11 +35,16 @@ def accuracy(*variants: str) -> set[str]:
     return per_variant("evaluate_accuracy", *variants)
 
 
+def probe(*variants: str) -> set[str]:
+    return per_variant("evaluate_probe", *variants)
+
+
 def whole(*variants: str) -> set[str]:
     return (
         per_variant("quantize", *variants)
         | per_variant("extract_features", *variants)
         | accuracy(*variants)
+        | probe(*variants)
         | latency(*variants)
         | footprint(*variants)
     )
@@ -80,9 +85,10 @@ def test_a_fresh_run_does_everything_once(fresh: Checkout) -> None:
         pytest.param({"variants": {"bf16": {"recipe": "bf16"}}}, whole("bf16") | AGGREGATE, id="a new variant"),
         pytest.param({"latency": {"rounds": 7}}, latency(*VARIANTS) | AGGREGATE, id="a latency key"),
         pytest.param({"accuracy": {"k": 2}}, accuracy(*VARIANTS) | AGGREGATE, id="an accuracy key"),
+        pytest.param({"accuracy": {"probe": {"C": 2}}}, probe(*VARIANTS) | AGGREGATE, id="the probe's key"),
         pytest.param(
             {"accuracy": {"batch_size": 2}},
-            per_variant("extract_features", *VARIANTS) | accuracy(*VARIANTS) | AGGREGATE,
+            per_variant("extract_features", *VARIANTS) | accuracy(*VARIANTS) | probe(*VARIANTS) | AGGREGATE,
             id="an accuracy key of the extraction",
         ),
         pytest.param({"variants": {"int8-static": None}}, AGGREGATE, id="a variant left out"),
@@ -95,13 +101,15 @@ def test_a_change_of_the_config(run: Checkout, overlay: dict, expected: set[str]
 @pytest.mark.parametrize(
     ("module", "expected"),
     [
-        ("knn", accuracy(*VARIANTS) | AGGREGATE),
+        ("knn", accuracy(*VARIANTS) | probe(*VARIANTS) | AGGREGATE),
+        ("fidelity", accuracy(*VARIANTS) | AGGREGATE),
+        ("probe", probe(*VARIANTS) | AGGREGATE),
         ("latency", latency(*VARIANTS) | AGGREGATE),
         ("recipes/static", whole("int8-static") | AGGREGATE),
         ("figures/size", PAGE),
         ("report", {"write_report"}),
         ("generate", EVERYTHING - {"export_fp32", "quantize variant=fp16"} - whole(*VARIANTS) | accuracy(*VARIANTS)
-         | per_variant("extract_features", *VARIANTS) | whole("int8-static")),
+         | probe(*VARIANTS) | per_variant("extract_features", *VARIANTS) | whole("int8-static")),
     ],
 )  # fmt: skip
 def test_a_library_module(run: Checkout, module: str, expected: set[str]) -> None:

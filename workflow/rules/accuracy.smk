@@ -84,4 +84,24 @@ rule evaluate_accuracy:
         "../scripts/evaluate_accuracy.py"
 
 
+rule evaluate_probe:
+    input:
+        features="results/features/{variant}.npz",
+        fp32=lambda wildcards: [] if wildcards.variant == "fp32" else "results/probe/fp32.json",
+        manifest="results/data/manifest.csv",
+        code=code("evaluate_probe"),
+        lock=LOCK,
+    output:
+        json="results/probe/{variant}.json",
+    log:
+        "logs/evaluate_probe/{variant}.log",
+    conda:
+        "../../envs/pipeline.yaml"
+    params:
+        config=tidy({"C": config["accuracy"]["probe"]["C"], "confidence": config["accuracy"]["confidence"]}),
+    script:
+        "../scripts/evaluate_probe.py"
+
+
 ACCURACIES = [f"results/accuracy/{variant}.json" for variant in VARIANTS if extraction_device(variant)]
+PROBES = [f"results/probe/{variant}.json" for variant in VARIANTS if extraction_device(variant)]

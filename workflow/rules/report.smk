@@ -15,6 +15,7 @@ rule summarise:
         latency=LATENCIES,
         footprint=FOOTPRINTS,
         accuracy=ACCURACIES,
+        probe=PROBES,
         audit=AUDITS,
         models=expand("results/models/{variant}/model.pt", variant=VARIANTS),
         code=code("summarise"),

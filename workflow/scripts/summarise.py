@@ -20,6 +20,7 @@ if __name__ == "__main__":
                 snakemake.input.audit,
                 snakemake.input.models,
                 snakemake.params.config,
+                probe=snakemake.input.probe,
                 energy=snakemake.input.get("energy", []),
                 limits=snakemake.input.get("limits"),
             )

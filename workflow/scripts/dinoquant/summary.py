@@ -61,6 +61,7 @@ def summarise(
     models: Iterable[str | Path],
     config: Mapping[str, Any],
     *,
+    probe: Iterable[str | Path] = (),
     energy: Iterable[str | Path] = (),
     limits: str | Path | None = None,
 ) -> pd.DataFrame:
@@ -79,6 +80,7 @@ def summarise(
     latencies = {(row["variant"], row["device"], row["batch_size"]): row for row in map(read_json, latency)}
     footprints = {(row["variant"], row["device"]): row for row in map(read_json, footprint)}
     accuracies = {row["variant"]: row for row in map(read_json, accuracy)}
+    probes = {row["variant"]: row for row in map(read_json, probe)}
     energies = {(row["variant"], row["device"]): row for row in map(read_json, energy)}
     limit_of = _limits(limits)
     models_of = _model_columns(audits, models)
@@ -99,7 +101,7 @@ def summarise(
             row |= {"limit_ms": limit, "over_limit": limit and timing["latency_p50_ms"] / limit}
             row |= _pick(_found(footprints, (variant, device), "footprint"), FOOTPRINT)
             row |= _pick(energies.get((variant, device), {}), ENERGY)
-            row |= _pick(accuracies.get(variant, {}), ACCURACY)
+            row |= _pick(accuracies.get(variant, {}) | probes.get(variant, {}), ACCURACY)
         rows.append(row)
     return pd.DataFrame(rows, columns=COLUMNS)
 
