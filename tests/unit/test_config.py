@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import yaml
 
+from dinoquant import runtimes
 from dinoquant.config import complete, unsupported
 from dinoquant.errors import UserError
-from dinoquant.recipes import RECIPES
+from dinoquant.runtimes import RUNTIMES
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = yaml.safe_load((ROOT / "workflow/schemas/config.schema.yaml").read_text())
@@ -35,6 +36,16 @@ def merged(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
         ({"variants": {"x": {"recipe": "int8-dynamic", "modules": ["Lnear"]}}}, ["did you mean `Linear`"]),
         ({"variants": {"x": {"recipe": "int8-dynamic", "modules": []}}}, ["variants.x.modules"]),
         ({"variants": {"x": {"recipe": "int8-static", "observer": 3}}}, ["variants.x.observer", "minmax"]),
+        ({"variants": {"x": {"runtime": "openvno", "recipe": "fp32"}}}, ["x.runtime", "did you mean `openvino`"]),
+        ({"variants": {"x": {"runtime": "openvino", "recipe": "int8-ncf"}}}, ["openvino", "did you mean `int8-nncf`"]),
+        ({"variants": {"x": {"runtime": "openvino", "recipe": "int8-smooth"}}}, ["the runtime torchscript has it"]),
+        ({"variants": {"x": {"recipe": "int8-nncf"}}}, ["of the runtime torchscript; the runtime openvino has it"]),
+        (
+            {"variants": {"x": {"runtime": "openvino", "recipe": "int8-nncf", "rest": "fp16"}}},
+            ["variants.x.rest: found 'fp16'"],
+        ),
+        ({"variants": {"x": {"runtime": "inductor", "recipe": "bf16", "rest": "bf16"}}}, ["`rest` of the recipe bf16"]),
+        ({"variants": {"fp32": {"runtime": "openvino", "recipe": "fp32"}}}, ["there is none called fp32"]),
         ({"variants": {"../x": {"recipe": "bf16"}}}, ["`../x` cannot be a variant's name"]),
         ({"variants": {"a b; rm": {"recipe": "bf16"}}}, ["cannot be a variant's name"]),
         ({"variants": {"fp32": None}}, ["there is none called fp32"]),
@@ -103,6 +114,7 @@ def test_defaults_reach_every_level() -> None:
     assert config["latency"]["batch_sizes"] == [1, 16]
     assert config["devices"] == "auto"
     assert config["variants"]["int8"] == {
+        "runtime": "torchscript",
         "recipe": "int8-static",
         "modules": ["Linear"],
         "weights": "per-channel",
@@ -122,13 +134,17 @@ def test_every_key_has_a_description_and_a_default_or_is_required() -> None:
             check(resolved, f"{where}.{key}")
 
     check(SCHEMA, "config")
-    for name, recipe in SCHEMA["$defs"]["recipes"].items():
-        check(recipe, name)
+    for recipes in (SCHEMA["$defs"]["recipes"], *SCHEMA["$defs"]["runtimes"].values()):
+        for name, recipe in recipes.items():
+            check(recipe, name)
 
 
-def test_schema_and_registry_know_the_same_recipes() -> None:
-    listed = SCHEMA["properties"]["variants"]["additionalProperties"]["properties"]["recipe"]["enum"]
-    assert set(listed) == set(SCHEMA["$defs"]["recipes"]) == set(RECIPES)
+def test_schema_and_registries_know_the_same_runtimes_and_recipes() -> None:
+    listed = SCHEMA["properties"]["variants"]["additionalProperties"]["properties"]["runtime"]["enum"]
+    assert set(listed) == set(RUNTIMES) == {"torchscript", *SCHEMA["$defs"]["runtimes"]}
+    for runtime, known in RUNTIMES.items():
+        described = SCHEMA["$defs"]["runtimes"].get(runtime, SCHEMA["$defs"]["recipes"])
+        assert set(described) == set(known.recipes)
 
 
 def test_variant_set_to_null_is_left_out() -> None:
@@ -136,7 +152,23 @@ def test_variant_set_to_null_is_left_out() -> None:
 
 
 def test_unsupported_gives_a_reason_for_the_devices_asked() -> None:
-    variants = {"a": {"recipe": "fp16"}, "b": {"recipe": "int8-dynamic"}, "c": {"recipe": "bf16"}}
+    recipes = {"a": "fp16", "b": "int8-dynamic", "c": "bf16"}
+    variants = {name: {"runtime": "torchscript", "recipe": recipe} for name, recipe in recipes.items()}
     assert set(unsupported(variants, ["cpu"])) == {"a"}
     assert "GPU" in unsupported(variants, ["cpu"])["a"]["cpu"]
     assert set(unsupported(variants, ["cuda"])) == {"b"}
+
+
+def test_what_lacks_its_environment_is_unsupported_and_says_how_to_get_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(runtimes, "PEERS_PYTHON", tmp_path / "python")
+    monkeypatch.setattr(runtimes.shutil, "which", lambda name: None)
+    found = unsupported(complete(GOOD, SCHEMA)["variants"], ["cpu"])
+    assert (
+        found["openvino-fp32"]["cpu"]
+        == found["onnxruntime-int8-static"]["cpu"]
+        == ("the peers' environment is missing: make peers")
+    )
+    assert "install g++" in found["inductor-fp32"]["cpu"]
+    assert "int8-static" not in found

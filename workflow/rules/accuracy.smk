@@ -5,12 +5,12 @@ SHARDS = config["accuracy"]["shards"]
 
 rule extract_features:
     input:
-        model="results/models/{variant}/model.pt",
+        model=lambda wildcards: artifact(wildcards.variant),
         info="results/models/fp32/info.json",
         images="results/data/images.npy",
         manifest="results/data/manifest.csv",
-        code=code("extract_features"),
-        lock=LOCK,
+        code=lambda wildcards: code("extract_features", *runtime_modules(wildcards.variant)),
+        lock=lambda wildcards: locks(wildcards.variant),
     output:
         features="results/features/{variant}.npz",
         timing="results/features/{variant}.json",

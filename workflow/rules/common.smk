@@ -7,9 +7,9 @@ import re
 from functools import cache
 from urllib.parse import urlparse
 
+from dinoquant import runtimes
 from dinoquant.config import unsupported
 from dinoquant.machine import cuda_devices
-from dinoquant.recipes import RECIPES
 
 SCRIPTS = Path(workflow.basedir) / "workflow" / "scripts"
 
@@ -21,6 +21,7 @@ def in_workflow(path):
 
 # Everything after the downloads depends on the versions of the libraries.
 LOCK = in_workflow("envs/pipeline.lock")
+PEERS_LOCK = in_workflow("envs/peers.lock")
 
 
 @cache
@@ -134,7 +135,38 @@ def extraction_device(variant):
 
 
 def recipe_of(variant):
-    return RECIPES[VARIANTS[variant]["recipe"]]
+    return runtimes.recipe_of(VARIANTS[variant])
+
+
+def runtime_of(variant):
+    return VARIANTS[variant]["runtime"]
+
+
+def of_runtime(runtime):
+    """Return a pattern of the names of the runtime's variants; it fits nothing if there are none."""
+    return "|".join(re.escape(variant) for variant in VARIANTS if runtime_of(variant) == runtime) or "(?!)"
+
+
+def artifacts(variant):
+    """Return the files that make up the variant's model; none where what makes it is missing."""
+    if runtimes.missing(runtime_of(variant)):
+        return []
+    return [f"results/models/{variant}/model{suffix}" for suffix in runtimes.RUNTIMES[runtime_of(variant)].suffixes]
+
+
+def artifact(variant):
+    """Return the file of the variant's model that is loaded, and measured."""
+    return artifacts(variant)[0]
+
+
+def runtime_modules(variant):
+    """Return the modules of the library by which the variant's model is made and run, in other runtimes than ours."""
+    return [] if runtime_of(variant) == runtimes.TORCHSCRIPT else [f"dinoquant.runtimes.{runtime_of(variant)}"]
+
+
+def locks(variant):
+    """Return the locks of all environments that the variant depends on."""
+    return [LOCK, PEERS_LOCK] if runtimes.RUNTIMES[runtime_of(variant)].peer else [LOCK]
 
 
 def calibration(wildcards):

@@ -3,10 +3,10 @@
 
 rule measure_latency:
     input:
-        model="results/models/{variant}/model.pt",
+        model=lambda wildcards: artifact(wildcards.variant),
         fp32="results/models/fp32/model.pt",
-        code=code("measure_latency"),
-        lock=LOCK,
+        code=lambda wildcards: code("measure_latency", *runtime_modules(wildcards.variant)),
+        lock=lambda wildcards: locks(wildcards.variant),
     output:
         json="results/latency/{device}/{variant}/batch{batch}.json",
     log:
@@ -27,9 +27,9 @@ rule measure_latency:
 
 rule measure_footprint:
     input:
-        model="results/models/{variant}/model.pt",
-        code=code("measure_footprint"),
-        lock=LOCK,
+        model=lambda wildcards: artifact(wildcards.variant),
+        code=lambda wildcards: code("measure_footprint", *runtime_modules(wildcards.variant)),
+        lock=lambda wildcards: locks(wildcards.variant),
     output:
         json="results/footprint/{device}/{variant}.json",
     log:

@@ -24,11 +24,11 @@ rule quantize:
         "../scripts/quantize.py"
 
 
+AUDITS = [f"results/models/{variant}/audit.csv" for variant in VARIANTS if runtime_of(variant) == runtimes.TORCHSCRIPT]
+
+
 rule models:
     input:
-        expand(
-            "results/models/{variant}/{file}",
-            variant=VARIANTS,
-            file=["model.pt", "audit.csv"],
-        ),
+        [file for variant in VARIANTS for file in artifacts(variant)],
+        AUDITS,
     localrule: True

@@ -7,7 +7,6 @@ report: "../report/workflow.rst"
 
 
 FIGURES = ["latency", "throughput", "size", "pareto", "fidelity", "audit"] + ["sensitivity"] * ANALYSED
-AUDITS = expand("results/models/{variant}/audit.csv", variant=VARIANTS)
 
 
 rule summarise:
@@ -17,7 +16,7 @@ rule summarise:
         accuracy=ACCURACIES,
         probe=PROBES,
         audit=AUDITS,
-        models=expand("results/models/{variant}/model.pt", variant=VARIANTS),
+        models=[file for variant in VARIANTS for file in artifacts(variant)],
         code=code("summarise"),
         lock=LOCK,
     output:
@@ -36,7 +35,7 @@ rule summarise:
         config=tidy(
             {
                 "variants": list(VARIANTS),
-                "runtimes": {variant: VARIANTS[variant].get("runtime", "torchscript") for variant in VARIANTS},
+                "runtimes": {variant: runtime_of(variant) for variant in VARIANTS},
                 "devices": DEVICES,
                 "batch_sizes": BATCH_SIZES,
                 "unsupported": UNSUPPORTED,

@@ -1,5 +1,7 @@
 """Extract the features of the bank and of the queries, or of one shard of them, with one variant."""
 
+from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dinoquant.files import atomic, read_json, write_json
@@ -17,6 +19,9 @@ if __name__ == "__main__":
 
         from dinoquant.export import load
         from dinoquant.features import extract
+        from dinoquant.model_file import read_card
+        from dinoquant.runtimes import TORCHSCRIPT
+        from dinoquant.runtimes.remote import RemoteModel
         from dinoquant.shards import part
 
         config, variant = snakemake.params.config, snakemake.wildcards.variant
@@ -28,8 +33,12 @@ if __name__ == "__main__":
         images = np.load(snakemake.input.images, mmap_mode="r")
         splits = {split: read_split(snakemake.input.manifest, split)[0] for split in ("bank", "query")}
         shard, shards = (int(getattr(snakemake.wildcards, name, 1)) for name in ("shard", "shards"))
-        with span("extract"):
-            model = load(snakemake.input.model, config["device"]).eval()
+        with span("extract"), ExitStack() as stack:
+            if read_card(Path(snakemake.input.model))["runtime"] == TORCHSCRIPT:
+                model = load(snakemake.input.model, config["device"]).eval()
+            else:
+                remote = RemoteModel(snakemake.input.model, batch_size=config["batch_size"], threads=threads)
+                model = stack.enter_context(remote)
             results = {
                 split: extract(
                     model,

@@ -1,4 +1,7 @@
-"""Measure what one variant takes on disk and in memory, and its first answer; this process is the fresh one."""
+"""Measure what one variant takes on disk and in memory, and its first answer; this process is the fresh one.
+
+The models of other runtimes get one of theirs.
+"""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -19,6 +22,8 @@ if __name__ == "__main__":
 
         from dinoquant.footprint import measure
         from dinoquant.recipes.base import engine
+        from dinoquant.runtimes import TORCHSCRIPT
+        from dinoquant.runtimes.remote import footprint
         from dinoquant.torchscript import as_call, load, random_images, set_up, wait_for
 
         model, wildcards = Path(snakemake.input.model), snakemake.wildcards
@@ -36,6 +41,9 @@ if __name__ == "__main__":
 
         # Loading packs quantized weights for the engine in force, and PyTorch's default need not be the variant's.
         with engine(card["engine"]) if card["engine"] else nullcontext(), span("measure"):
-            result = measure([model], load_model, torch.cuda.max_memory_reserved if device == "cuda" else None)
+            if card["runtime"] == TORCHSCRIPT:
+                result = measure([model], load_model, torch.cuda.max_memory_reserved if device == "cuda" else None)
+            else:
+                result = footprint(model, threads=threads)
         identity = {"variant": wildcards.variant, "device": device, "threads": threads, "engine": card["engine"]}
         write_json(snakemake.output.json, {**identity, **result, "machine": describe()})

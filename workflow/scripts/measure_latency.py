@@ -1,6 +1,6 @@
 """Time one variant beside fp32, on one device and at one batch size."""
 
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,25 +20,36 @@ if __name__ == "__main__":
         allocator = keep_freed_memory()  # before PyTorch allocates anything
         from dinoquant.latency import Protocol, measure
         from dinoquant.recipes.base import engine
+        from dinoquant.runtimes import TORCHSCRIPT, files
+        from dinoquant.runtimes.remote import RemoteModel
         from dinoquant.torchscript import as_call, load, random_images, set_up
 
         config, wildcards = snakemake.params.config, snakemake.wildcards
         batch_size, device = int(wildcards.batch), wildcards.device
-        files = {"variant": Path(snakemake.input.model), "fp32": Path(snakemake.input.fp32)}
+        model, fp32 = Path(snakemake.input.model), Path(snakemake.input.fp32)
         require_device(device)
         threads = resolve_threads(config["threads"], "latency.threads")
-        card = read_card(files["variant"])
+        card = read_card(model)
         fixed = {"allocator": allocator, **set_up(threads)}
-        for file in files.values():
+        for file in (*files(model), fp32):
             read_through(file)  # so that no page of it has to come from the disk
         images = random_images(batch_size, card["image_size"], device, config["seed"])
+        runtime = {"name": card["runtime"]}
         # Loading packs quantized weights for the engine in force, and PyTorch's default need not be the variant's.
-        with engine(card["engine"]) if card["engine"] else nullcontext(), span("measure"):
-            models = {arm: load(file, device) for arm, file in files.items()}
+        with engine(card["engine"]) if card["engine"] else nullcontext(), ExitStack() as stack, span("measure"):
+            if card["runtime"] == TORCHSCRIPT:
+                call = as_call(partial(load(model, device), images), device)
+            else:
+                remote = RemoteModel(model, batch_size=batch_size, threads=threads, timed=True)
+                runtime |= stack.enter_context(remote).about()
+                remote.ready(images)
+                call = remote.time
             result = measure(
-                {arm: as_call(partial(model, images), device) for arm, model in models.items()},
+                {"variant": call, "fp32": as_call(partial(load(fp32, device), images), device)},
                 batch_size=batch_size,
                 protocol=Protocol(config["rounds"], config["block_seconds"], config["warmup_seconds"], config["seed"]),
             )
         identity = {"variant": wildcards.variant, "device": device, "threads": threads, "engine": card["engine"]}
-        write_json(snakemake.output.json, {**identity, "fixed": fixed, **result, "machine": describe()})
+        write_json(
+            snakemake.output.json, {**identity, "runtime": runtime, "fixed": fixed, **result, "machine": describe()}
+        )

@@ -2,9 +2,8 @@
 
 import csv
 import importlib
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -16,19 +15,6 @@ from dinoquant.recipes import RECIPES
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import InputFiles, snakemake
-
-
-def calibration_images(inputs: "InputFiles", info: Mapping[str, Any]) -> torch.Tensor:
-    """Return the calibration split as the model takes it: float32 ``[N, 3, S, S]``, normalised."""
-    # Imported here because torchvision takes seconds to import and most recipes are not calibrated.
-    import numpy as np
-
-    from dinoquant.manifest import read_split
-    from dinoquant.preprocess import preprocess
-
-    indices, _ = read_split(inputs.manifest, "calibration")
-    images = torch.from_numpy(np.load(inputs.images, mmap_mode="r")[indices])
-    return preprocess(images, info["image_size"], info["mean"], info["std"])
 
 
 def sensitivity_table(inputs: "InputFiles") -> list[dict[str, str]]:
@@ -47,7 +33,12 @@ if __name__ == "__main__":
         with span("quantize"):
             network = model.build(info["architecture"], info["image_size"])
             checkpoint.fit(network, checkpoint.load_state_dict(snakemake.input.state_dict))
-            calibration = calibration_images(snakemake.input, info) if registered.calibrated else None
+            calibration = None
+            if registered.calibrated:
+                # Imported here because torchvision takes seconds to import and most recipes are not calibrated.
+                from dinoquant.preprocess import calibration_images
+
+                calibration = calibration_images(snakemake.input.images, snakemake.input.manifest, info)
             measured = {"sensitivity": sensitivity_table(snakemake.input)} if registered.sensitivity else {}
             quantized = recipe.quantize(network, options, calibration, **measured)
             export(quantized, snakemake.output.model, snakemake.wildcards.variant, options, info)

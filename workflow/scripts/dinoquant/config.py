@@ -13,7 +13,7 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError
 
 from dinoquant.errors import UserError
-from dinoquant.recipes import RECIPES
+from dinoquant.runtimes import RUNTIMES, TORCHSCRIPT, missing, recipe_of
 
 BASELINE = "fp32"
 
@@ -34,7 +34,8 @@ def complete(config: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, 
     if not problems:
         _fill(result, schema, schema)
         for options in result["variants"].values():
-            _fill(options, schema["$defs"]["recipes"][options["recipe"]], schema)
+            options.setdefault("runtime", TORCHSCRIPT)
+            _fill(options, _recipes(options["runtime"], schema)[options["recipe"]], schema)
         problems = list(_contradictions(result))
     if problems:
         raise UserError("The config has errors:\n" + "\n".join(f"  - {problem}" for problem in problems))
@@ -42,27 +43,42 @@ def complete(config: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, 
 
 
 def unsupported(variants: Mapping[str, Mapping[str, Any]], devices: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Return {variant: {device: reason}} for what cannot run there."""
-    return {
-        name: reasons
+    """Return {variant: {device: reason}} for what cannot run there, or cannot be made on this machine."""
+    found = {
+        name: {device: recipe_of(options).unsupported.get(device) or missing(options["runtime"]) for device in devices}
         for name, options in variants.items()
-        if (reasons := {d: r for d, r in RECIPES[options["recipe"]].unsupported.items() if d in devices})
     }
+    reasons = {name: {device: reason for device, reason in of.items() if reason} for name, of in found.items()}
+    return {name: of for name, of in reasons.items() if of}
 
 
 def _variant_problems(name: str, config: Mapping[str, Any], schema: Mapping[str, Any]) -> Iterator[str]:
-    """A recipe's own options; kept out of the main schema, whose if/then errors nobody can read."""
+    """A runtime's recipes and a recipe's options; kept out of the main schema, whose if/then errors nobody can read."""
     options = dict(config["variants"][name])
-    recipe = options.pop("recipe")
-    checks = {**schema["$defs"]["recipes"][recipe], "additionalProperties": False, "$defs": schema["$defs"]}
+    runtime, recipe = options.pop("runtime", TORCHSCRIPT), options.pop("recipe")
+    known = _recipes(runtime, schema)
+    if recipe not in known:
+        elsewhere = [other for other in RUNTIMES if recipe in _recipes(other, schema)]
+        hint = f"; the runtime {' or '.join(elsewhere)} has it" if elsewhere else _nearest(recipe, list(known))
+        yield f"variants.{name}.recipe: found {recipe!r}, which is no recipe of the runtime {runtime}{hint}"
+        return
+    checks = {**known[recipe], "additionalProperties": False, "$defs": schema["$defs"]}
     for error in Draft202012Validator(checks).iter_errors(options):
         yield _explain(error, ("variants", name), f" of the recipe {recipe}")
+
+
+def _recipes(runtime: str, schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the schema of each of a runtime's recipes."""
+    definitions = schema["$defs"]
+    recipes: Mapping[str, Any] = definitions["recipes"] if runtime == TORCHSCRIPT else definitions["runtimes"][runtime]
+    return recipes
 
 
 def _contradictions(config: Mapping[str, Any]) -> Iterator[str]:
     """What a schema cannot say: rules between keys."""
     variants = config["variants"]
-    if variants.get(BASELINE, {}).get("recipe") != BASELINE:
+    baseline = variants.get(BASELINE, {})
+    if (baseline.get("runtime"), baseline.get("recipe")) != (TORCHSCRIPT, BASELINE):
         yield (
             f"variants: there is none called {BASELINE} with the recipe {BASELINE}; every variant is compared with it. "
             f"Add the line `{BASELINE}: {{ recipe: {BASELINE} }}`"

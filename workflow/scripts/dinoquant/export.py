@@ -47,9 +47,10 @@ def export(
             "choose an architecture that pools its tokens."
         )
     tolerance = TOLERANCE_REDUCED if quantized.became else TOLERANCE_FLOAT32
-    _require_close(found, expected, tolerance, "the trace and the model it was taken from")
+    require_close(found, expected, tolerance, "the trace and the model it was taken from")
     card = {
         "variant": variant,
+        "runtime": "torchscript",
         "recipe": options["recipe"],
         "options": dict(options),
         **{key: info[key] for key in ("architecture", "image_size", "mean", "std")},
@@ -60,7 +61,7 @@ def export(
         partial.write_bytes(_serialize(traced, card))
         reloaded = load(partial)
     with torch.no_grad():
-        _require_close(reloaded(images), found, TOLERANCE_FLOAT32, "the file and the trace it was written from")
+        require_close(reloaded(images), found, TOLERANCE_FLOAT32, "the file and the trace it was written from")
 
 
 def load(path: str | Path, device: str = "cpu") -> torch.jit.ScriptModule:
@@ -107,7 +108,8 @@ def _serialize(traced: torch.jit.ScriptModule, card: Mapping[str, Any]) -> bytes
     return buffer.getvalue()
 
 
-def _require_close(found: Tensor, expected: Tensor, tolerance: float, what: str) -> None:
+def require_close(found: Tensor, expected: Tensor, tolerance: float, what: str) -> None:
+    """Raise RuntimeError if two results differ by more than ``tolerance``, relative to the largest feature."""
     deviation = float((found - expected).abs().max() / expected.abs().max())
     if not deviation <= tolerance:  # written so that NaN fails too
         raise RuntimeError(f"{what} differ by {deviation:.2g} of the largest feature; at most {tolerance:.2g} expected")

@@ -1,10 +1,15 @@
 """Turn packed uint8 images into what the model takes, as DINO's k-NN protocol does."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
+
+from dinoquant.manifest import read_split
 
 
 def preprocess(images: torch.Tensor, image_size: int, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
@@ -29,3 +34,10 @@ def preprocess(images: torch.Tensor, image_size: int, mean: Sequence[float], std
     scaled = functional.to_dtype(cropped, torch.float32, scale=True)
     normalised: torch.Tensor = functional.normalize(scaled, list(mean), list(std), inplace=True)
     return normalised.contiguous()
+
+
+def calibration_images(images: str | Path, manifest: str | Path, info: Mapping[str, Any]) -> torch.Tensor:
+    """Return the calibration split of the packed ``images`` as the model of ``info`` takes it."""
+    indices, _ = read_split(manifest, "calibration")
+    packed = torch.from_numpy(np.load(images, mmap_mode="r")[indices])
+    return preprocess(packed, info["image_size"], info["mean"], info["std"])

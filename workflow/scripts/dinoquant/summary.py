@@ -1,5 +1,6 @@
 """The one table of the workflow: a row per variant, device and batch size, with everything measured about it."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from itertools import product
 from pathlib import Path
@@ -135,7 +136,9 @@ def _limits(path: str | Path | None) -> dict[tuple[str, str, int], float]:
 
 def _model_columns(audits: Iterable[str | Path], models: Iterable[str | Path]) -> dict[str, dict[str, float]]:
     """Return, per variant, what is known of its model without running it; some have no audit."""
-    sizes = {Path(path).parent.name: Path(path).stat().st_size / 1e6 for path in models}
+    sizes: dict[str, float] = defaultdict(float)
+    for path in map(Path, models):  # some models are more than one file
+        sizes[path.parent.name] += path.stat().st_size / 1e6
     columns: dict[str, dict[str, float]] = {
         variant: {"size_mb": size, "compression": sizes[BASELINE] / size} for variant, size in sizes.items()
     }

@@ -17,17 +17,18 @@ UNTOUCHED_COLOUR = "#e6e6e6"
 def draw(audits: Mapping[str, pd.DataFrame], style: Style) -> Figure:
     """Return a tile per variant and kind of module, coloured by what the modules became and shared out by their number.
 
-    ``audits`` maps a variant to its `audit.csv`.
+    ``audits`` maps a variant to its `audit.csv`; the models of other runtimes have none.
     """
+    variants = [variant for variant in style.variants if variant in audits]
     baseline = audits[BASELINE]
     weights = baseline.groupby("kind")["bytes_before"].sum().sort_values(ascending=False)
     kinds = weights[weights > 0].index.tolist()
-    colours = _colours(audits, style)
-    figure, ax = plt.subplots(figsize=(WIDTH, 2.2 + 0.52 * len(style.variants)))
-    for y, variant in enumerate(style.variants):
+    colours = _colours(audits)
+    figure, ax = plt.subplots(figsize=(WIDTH, 2.2 + 0.52 * len(variants)))
+    for y, variant in enumerate(variants):
         for x, kind in enumerate(kinds):
             _tile(ax, x, y, audits[variant][audits[variant]["kind"] == kind], colours)
-    _label(ax, kinds, style)
+    _label(ax, kinds, variants)
     return finish(
         figure,
         "What the modules became",
@@ -36,9 +37,9 @@ def draw(audits: Mapping[str, pd.DataFrame], style: Style) -> Figure:
     )
 
 
-def _colours(audits: Mapping[str, pd.DataFrame], style: Style) -> dict[str, Any]:
+def _colours(audits: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
     """Return a colour per precision, light enough for dark text; what was left in fp32 is grey."""
-    found = dict.fromkeys(_precision(name) for variant in style.variants for name in audits[variant]["became"])
+    found = dict.fromkeys(_precision(name) for audit in audits.values() for name in audit["became"])
     others = [precision for precision in found if precision != BASELINE]
     return {BASELINE: UNTOUCHED_COLOUR, **dict(zip(others, sns.color_palette("pastel", len(others)), strict=True))}
 
@@ -61,12 +62,12 @@ def _tile(ax: Axes, x: int, y: int, modules: pd.DataFrame, colours: Mapping[str,
         left += width
 
 
-def _label(ax: Axes, kinds: list[str], style: Style) -> None:
+def _label(ax: Axes, kinds: list[str], variants: list[str]) -> None:
     ax.set_xticks(range(len(kinds)), kinds)
     ax.xaxis.tick_top()
-    ax.set_yticks(range(len(style.variants)), style.variants)
+    ax.set_yticks(range(len(variants)), variants)
     ax.set_xlim(-0.5, len(kinds) - 0.5)
-    ax.set_ylim(len(style.variants) - 0.5, -0.5)
+    ax.set_ylim(len(variants) - 0.5, -0.5)
     ax.tick_params(length=0)
     ax.grid(visible=False)
     ax.spines[:].set_visible(False)

@@ -1,0 +1,74 @@
+"""The table of runtimes: the file that each runs, its recipes, and what it needs. Imports none of them.
+
+`torchscript` is the pipeline's own; the others are peers to compare it with. Each of these has a module of its name
+here, which makes its files and runs them, in a process of its own (`dinoquant.runtimes.worker`).
+"""
+
+import os
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dinoquant.recipes import RECIPES, Recipe
+
+TORCHSCRIPT = "torchscript"
+# `make peers` makes it, beside the Snakefile.
+PEERS_PYTHON = Path(__file__).resolve().parents[4] / ".venv-peers/bin/python"
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What the workflow must know of a runtime before running it."""
+
+    suffixes: Sequence[str]  # of the files that make up a model; the first is the one to load
+    recipes: Mapping[str, Recipe]
+    libraries: Sequence[str] = ()  # whose versions the numbers depend on, beside PyTorch's
+    peer: bool = False  # runs in the peers' environment, not in the pipeline's
+
+
+def _peer(*recipes: str, calibrated: str) -> dict[str, Recipe]:
+    reason = "is measured on CPUs only: its packages and files here are those for CPUs"
+    return {
+        name: Recipe(name, calibrated=name == calibrated, unsupported={"cuda": f"this runtime {reason}"})
+        for name in (*recipes, calibrated)
+    }
+
+
+RUNTIMES: Mapping[str, Runtime] = {
+    TORCHSCRIPT: Runtime((".pt",), RECIPES),
+    "onnxruntime": Runtime(
+        (".onnx",), _peer("fp32", "int8-dynamic", calibrated="int8-static"), libraries=("onnxruntime",), peer=True
+    ),
+    "openvino": Runtime(
+        (".xml", ".bin"), _peer("fp32", "bf16", calibrated="int8-nncf"), libraries=("openvino", "nncf"), peer=True
+    ),
+    "inductor": Runtime((".pt2",), _peer("fp32", "bf16", calibrated="int8-pt2e"), libraries=("torch", "torchao")),
+}
+
+
+def recipe_of(options: Mapping[str, Any]) -> Recipe:
+    """Return what is known of a variant's recipe, from the variant's options with their defaults."""
+    return RUNTIMES[options["runtime"]].recipes[options["recipe"]]
+
+
+def missing(runtime: str) -> str | None:
+    """Return why models of a runtime can be neither made nor run on this machine, and what to do; None if they can."""
+    if RUNTIMES[runtime].peer and not PEERS_PYTHON.exists():
+        return "the peers' environment is missing: make peers"
+    if runtime == "inductor" and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++"))):
+        return "inductor compiles C++ and there is no compiler here: install g++"
+    return None
+
+
+def python(runtime: str) -> str:
+    """Return the Python that has the runtime."""
+    return str(PEERS_PYTHON) if RUNTIMES[runtime].peer else sys.executable
+
+
+def files(model: str | Path) -> list[Path]:
+    """Return the files that make up a model, of which ``model`` is the one to load."""
+    path = Path(model)
+    return next([path.with_suffix(s) for s in r.suffixes] for r in RUNTIMES.values() if r.suffixes[0] == path.suffix)

@@ -1,0 +1,80 @@
+"""PyTorch's compiler, ahead of time (AOTInductor), and torchao's quantization for it. Needs a C++ compiler."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dinoquant import checkpoint, model
+from dinoquant.errors import UserError
+from dinoquant.recipes import cast
+from dinoquant.runtimes.worker import Array, Run
+from dinoquant.torchscript import set_up
+
+MAX_BATCH = 4096  # as in the config's schema
+OPTIONS = {
+    # Weights become constants that are packed for oneDNN once; without it int8 products are not int8.
+    "freezing": True,
+    # By default the number of threads is fixed by that of the compiling process.
+    "cpp.dynamic_threads": True,
+}
+
+
+def prepare(threads: int) -> None:
+    """Set up PyTorch as it is for TorchScript."""
+    set_up(threads)
+
+
+@torch.no_grad()
+def convert(source: Path, target: Path, card: dict[str, Any], images: Array | None) -> None:
+    """Compile the model with the float32 weights ``source`` into a package for this processor and this PyTorch
+    (https://docs.pytorch.org/docs/stable/user_guide/torch_compiler/torch.compiler_aot_inductor.html).
+    """
+    network = model.build(card["architecture"], card["image_size"])
+    checkpoint.fit(network, checkpoint.load_state_dict(source))
+    example = torch.randn(2, 3, card["image_size"], card["image_size"], generator=torch.Generator().manual_seed(0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of PyTorch about its own insides
+        if card["recipe"] == "int8-pt2e":
+            program = _export(_quantize(network, example, images), example)
+        else:
+            program = _export(cast.quantize(network, {"recipe": card["recipe"]}, None).module, example)
+        torch._inductor.aoti_compile_and_package(program, package_path=str(target), inductor_configs=OPTIONS)
+
+
+def _export(network: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
+    """Return the graph for any batch size; exported with one of 2, as 1 would become a constant."""
+    batch = torch.export.Dim("batch", min=1, max=MAX_BATCH)
+    return torch.export.export(network, (example,), dynamic_shapes=({0: batch},))
+
+
+def _quantize(network: nn.Module, example: Tensor, images: Array | None) -> nn.Module:
+    """Quantize as torchao's tutorial for x86 does: static int8, activations per tensor, weights per channel
+    (https://docs.pytorch.org/ao/stable/tutorials_source/pt2e_quant_x86_inductor.html).
+    """
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+    from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
+
+    if images is None or not len(images):
+        raise UserError("int8-pt2e needs calibration images: set dataset.calibration_images to 1 or more.")
+    quantizer = x86.X86InductorQuantizer()
+    quantizer.set_global(x86.get_default_x86_inductor_quantization_config())
+    observed = prepare_pt2e(_export(network, example).module(), quantizer)
+    for image in torch.from_numpy(images):
+        observed(image[None])
+    quantized: nn.Module = convert_pt2e(observed)
+    return quantized
+
+
+def load(path: Path, card: dict[str, Any], batch_size: int) -> Run:
+    """Load a package, for any batch size."""
+    compiled = torch._inductor.aoti_load_package(str(path))
+
+    @torch.inference_mode()
+    def run(images: Array) -> Array:
+        features: Array = compiled(torch.from_numpy(images)).numpy()
+        return features
+
+    return run
