@@ -41,5 +41,6 @@ rule all:
     input:
         rules.figures.input,
         "results/summary.csv",
+        "results/recommendation.json",
         "results/report.html",
     localrule: True

@@ -89,6 +89,17 @@ class Samples:
         }
 
     @property
+    def recommend_config(self) -> dict[str, Any]:
+        """The slice of the config that the rule for the recommendation gets."""
+        return {
+            "budget": self.config["budget"],
+            "devices": self.config["devices"],
+            "batch_size": self.config["figures"]["batch_size"] or min(self.config["latency"]["batch_sizes"]),
+            "artifacts": {variant: f"results/models/{variant}/model.pt" for variant in VARIANTS},
+            "substitutes": ["generated data set", "seeded weights"] if self.checkpoint is None else [],
+        }
+
+    @property
     def figure_config(self) -> dict[str, Any]:
         """The slice of the config that the figure rule gets."""
         parts = [json.loads(path.read_text())["substitute"] for path in (self.dataset, self.info)]
@@ -209,6 +220,7 @@ def _config(devices: list[str], batch_sizes: list[int], substitute: bool) -> dic
             "confidence": 0.95,
             "resamples": 2000,
         },
+        "budget": {"cosine": 0.99, "knn_top1_drop": None, "latency_ms": None, "size_mb": None, "peak_rss_mb": None},
         "figures": {"palette": "colorblind", "font_scale": 1.0, "dpi": 150, "batch_size": None},
     }
 

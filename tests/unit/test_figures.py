@@ -108,18 +108,6 @@ def test_pareto_labels_keep_apart(samples: Samples) -> None:
         assert all(ax.get_window_extent().contains(*box.min) for box in boxes)
 
 
-def test_pareto_front_leaves_out_what_is_beaten() -> None:
-    points = {
-        "slow": (9.0, 0.9),
-        "fast": (1.0, 0.8),
-        "equal": (9.0, 0.8),
-        "best": (9.0, 0.95),
-        "beaten": (2.0, 0.7),
-        "tie": (3.0, 0.8),
-    }
-    assert pareto.front(points) == ["fast", "best"]
-
-
 def test_spread_keeps_the_order_the_gap_and_the_top() -> None:
     heights = throughput.spread([1.0, 1.1, 9.9, 10.0], 1.0, 10.0)
     assert all(upper - lower >= 1.0 - 1e-9 for lower, upper in pairwise(heights))

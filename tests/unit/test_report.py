@@ -6,24 +6,34 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-from dinoquant.report import answer, machines, read_table, render_report
+from dinoquant.files import read_rows
+from dinoquant.recommend import recommend
+from dinoquant.report import machines, render_report
 from dinoquant.summary import COLUMNS, summarise, write_summary
 from samples import NO_CPU, VARIANTS, Samples, write_samples
 
 
 def _samples(root: Path, **options: Any) -> Samples:
-    samples = write_samples(root, **options)
+    return _written(write_samples(root, **options))
+
+
+def _written(samples: Samples) -> Samples:
+    """Write what the page is made from."""
+    root = samples.root
     table = summarise(
         *(samples.latency, samples.footprint, samples.accuracy, samples.audits, samples.models), samples.summary_config
     )
     write_summary(table, root / "summary.csv")
     (root / "latency.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg"/>')
+    found = recommend(read_rows(root / "summary.csv"), samples.recommend_config)
+    (root / "recommendation.json").write_text(json.dumps(found))
     return samples
 
 
 def _page(samples: Samples) -> str:
     return render_report(
         summary=samples.root / "summary.csv",
+        recommendation=samples.root / "recommendation.json",
         audits=samples.audits,
         figures=[samples.root / "latency.svg"],
         archive=samples.archive,
@@ -147,43 +157,13 @@ def test_all_text_is_escaped(tmp_path: Path) -> None:
 
 
 def test_page_does_without_intervals(tmp_path: Path) -> None:
-    samples = write_samples(tmp_path)
+    samples = _samples(tmp_path)
+    ends = [
+        f"{name}_ci_{end}{unit}" for name, unit in [("speedup", ""), ("latency_p50", "_ms")] for end in ("low", "high")
+    ]
     for path in samples.latency:
-        _rewrite(path, **{f"{name}_{end}": None for name in ("speedup_ci",) for end in ("low", "high")})
-        _rewrite(path, latency_p50_ci_low_ms=None, latency_p50_ci_high_ms=None)
-    table = summarise(
-        *(samples.latency, samples.footprint, samples.accuracy, samples.audits, samples.models), samples.summary_config
-    )
-    write_summary(table, tmp_path / "summary.csv")
-    (tmp_path / "latency.svg").write_text("<svg/>")
-    assert "is bf16: 3.12 times as fast, 18.0 ms" in _page(samples)
-
-
-def test_answer_is_the_fastest_close_variant(tmp_path: Path) -> None:
-    rows = read_table(_samples(tmp_path, devices=("cpu", "cuda")).root / "summary.csv")
-    assert answer(rows, "cpu", 16) == (
-        "On cpu at batch size 16, the fastest variant that stays close to fp32 (mean cosine of 0.99 or more) is bf16: "
-        "3.03 times as fast (2.97 to 3.09), 286.4 ms and 43.5 MB, at a cosine of 0.9999."
-    )
-    assert answer(rows, "cuda", 1).endswith("Not judged, as its accuracy was not measured: fp16.")
-
-
-def test_answer_recommends_nothing_that_is_far_from_fp32(tmp_path: Path) -> None:
-    rows = read_table(_samples(tmp_path).root / "summary.csv")
-    far = [row for row in rows if row["variant"].startswith(("fp32", "int8-dynamic", "int8-static"))]
-    sentence = answer(far, "cpu", 1)
-    assert "no variant that is faster than fp32 stays close to it" in sentence
-    assert "int8-dynamic-per-channel comes closest to fp32, at a cosine of 0.9003: 3.82 times as fast" in sentence
-
-
-def test_answer_when_nothing_is_faster_or_measured(tmp_path: Path) -> None:
-    rows = read_table(_samples(tmp_path).root / "summary.csv")
-    slow = [row for row in rows if row["variant"] in ("fp32", "int8-weight-only")]
-    assert answer(slow, "cpu", 1) == "On cpu at batch size 1, no variant is faster than fp32."
-    unclear = [row | {"speedup": "1.05", "speedup_ci_low": "0.97"} for row in slow]
-    assert answer(unclear, "cpu", 1) == "On cpu at batch size 1, no variant is faster than fp32."
-    unmeasured = [row | {"cosine_mean": ""} for row in rows if row["variant"] == "bf16"]
-    assert "can be recommended. Not judged" in answer(unmeasured, "cpu", 1)
+        _rewrite(path, **dict.fromkeys(ends))
+    assert "deploy bf16: 3.12x as fast as fp32, 2.0x smaller" in _page(_written(samples))
 
 
 def test_machines_are_told_apart() -> None:

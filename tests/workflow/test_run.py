@@ -26,10 +26,19 @@ def test_summary_has_a_row_for_every_variant(finished: Checkout) -> None:
     assert int(rows["int8-dynamic-linear"]["quantized_modules"]) == int(rows["fp32"]["quantizable_modules"]) - 1
 
 
-def test_run_ends_with_the_table_and_the_path_of_the_report(finished: Checkout) -> None:
+def test_run_ends_with_the_answer_the_table_and_the_path_of_the_report(finished: Checkout) -> None:
     printed = (finished.folder / "stdout.txt").read_text()
+    answer = printed.rindex("On cpu, batch 1, deploy")
     table, path = printed.rindex("speed-up"), printed.rindex(str(finished.folder / "results/report.html"))
-    assert table < path
+    assert answer < table < path
+
+
+def test_what_is_recommended_is_linked_and_loads(finished: Checkout) -> None:
+    found = json.loads((finished.folder / "results/recommendation.json").read_text())["devices"]["cpu"]
+    link = finished.folder / found["link"]
+    assert link.resolve() == finished.folder / found["artifact"]
+    assert not link.readlink().is_absolute()
+    assert {found["pick"], *found["rejected"]} == {"fp32", "int8-dynamic-linear", "int8-static", "fp16"}
 
 
 def test_timings_overlap_nothing(finished: Checkout) -> None:

@@ -16,7 +16,7 @@ def draw(*figures: str) -> set[str]:
 
 
 PAGE = {*draw(*FIGURES), "write_report"}
-AGGREGATE = {"summarise", *PAGE}
+AGGREGATE = {"summarise", "recommend", *PAGE}
 
 
 def latency(*variants: str) -> set[str]:
@@ -79,6 +79,7 @@ def test_a_fresh_run_does_everything_once(fresh: Checkout) -> None:
         pytest.param(
             {"figures": {"batch_size": 1}}, {*draw("latency", "pareto"), "write_report"}, id="figures, used by two"
         ),
+        pytest.param({"budget": {"cosine": 0.9}}, {"recommend", "write_report"}, id="the budget"),
         pytest.param(
             {"variants": {"int8-static": {"observer": "histogram"}}}, whole("int8-static") | AGGREGATE, id="an option"
         ),

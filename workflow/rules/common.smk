@@ -118,8 +118,8 @@ VARIANTS = config["variants"]
 UNSUPPORTED = unsupported(VARIANTS, ["cpu", "cuda"])
 BATCH_SIZES = config["latency"]["batch_sizes"]
 # What stands in for real images and trained weights; whatever shows an accuracy says so.
-DATA_SUBSTITUTE = "generated data set" if config["dataset"]["source"] == "generated" else None
-WEIGHTS_SUBSTITUTE = "seeded weights" if config["model"]["checkpoint"] == "seeded" else None
+SUBSTITUTES = ["generated data set"] * (config["dataset"]["source"] == "generated")
+SUBSTITUTES += ["seeded weights"] * (config["model"]["checkpoint"] == "seeded")
 
 
 def runs_on(variant, device):
@@ -192,7 +192,7 @@ def look(wildcards):
         | {
             "variants": [] if wildcards.figure == "sensitivity" else list(VARIANTS),
             "batch_size": config["figures"]["batch_size"] if wildcards.figure in ("latency", "pareto") else None,
-            "substitute": ", ".join(filter(None, [DATA_SUBSTITUTE, WEIGHTS_SUBSTITUTE])) or None,
+            "substitute": ", ".join(SUBSTITUTES) or None,
         }
     )
 

@@ -1,5 +1,7 @@
 """Aggregate everything into the summary, the figures, and the page that people look at."""
 
+from dinoquant.files import read_json
+from dinoquant.recommend import conclusion
 from dinoquant.table import render
 
 
@@ -45,6 +47,33 @@ rule summarise:
         "../scripts/summarise.py"
 
 
+rule recommend:
+    input:
+        summary="results/summary.csv",
+        code=code("recommend"),
+        lock=LOCK,
+    output:
+        json="results/recommendation.json",
+        links=directory("results/recommended"),
+    log:
+        "logs/recommend.log",
+    localrule: True
+    conda:
+        "../../envs/pipeline.yaml"
+    params:
+        config=tidy(
+            {
+                "budget": config["budget"],
+                "devices": DEVICES,
+                "batch_size": config["figures"]["batch_size"] or min(BATCH_SIZES),
+                "artifacts": {variant: f"results/models/{variant}/model.pt" for variant in VARIANTS},
+                "substitutes": SUBSTITUTES,
+            }
+        ),
+    script:
+        "../scripts/recommend.py"
+
+
 rule draw_figure:
     input:
         summary=lambda wildcards: [] if wildcards.figure == "sensitivity" else "results/summary.csv",
@@ -86,6 +115,7 @@ rule write_report:
     input:
         **({"checkpoint": "results/model/checkpoint.json"} if CHECKPOINT else {}),
         summary="results/summary.csv",
+        recommendation="results/recommendation.json",
         audits=AUDITS,
         figures=expand("results/figures/{figure}.svg", figure=FIGURES),
         archive="results/data/archive.json",
@@ -109,9 +139,10 @@ rule write_report:
 
 
 onsuccess:
-    if any(job.rule.name == "summarise" for job in workflow.dag.jobs):
-        print(
-            render("results/summary.csv"),
-            f"The report: {Path('results/report.html').resolve()}",
-            sep="\n\n",
-        )
+    asked = {job.rule.name for job in workflow.dag.jobs}
+    if "recommend" in asked:
+        print(conclusion(read_json("results/recommendation.json")), end="\n\n")
+    if "summarise" in asked:
+        print(render("results/summary.csv"), end="\n\n")
+    if "write_report" in asked:
+        print(f"The report: {Path('results/report.html').resolve()}")

@@ -15,6 +15,7 @@ if __name__ == "__main__":
         with span("render"):
             page = render_report(
                 summary=snakemake.input.summary,
+                recommendation=snakemake.input.recommendation,
                 audits=snakemake.input.audits,
                 figures=snakemake.input.figures,
                 archive=snakemake.input.archive,

@@ -1,5 +1,6 @@
 """Files that are either complete or absent: everything is written beside its place and renamed."""
 
+import csv
 import json
 import os
 from collections.abc import Iterator
@@ -50,3 +51,9 @@ def read_through(path: str | Path) -> None:
     with Path(path).open("rb") as stream:
         while stream.read(CHUNK_BYTES):
             pass
+
+
+def read_rows(path: str | Path) -> list[dict[str, str]]:
+    """Return the rows of a CSV file as text by column."""
+    with Path(path).open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))

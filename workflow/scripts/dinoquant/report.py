@@ -1,7 +1,6 @@
 """`results/report.html`: one page, complete in itself, that says what was found, how, and on what."""
 
 import base64
-import csv
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,9 +11,8 @@ from typing import Any
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from dinoquant.files import read_json
+from dinoquant.files import read_json, read_rows
 
-CLOSE = 0.99  # mean cosine to fp32 from which a variant's features count as the same in the page's first sentence
 CAPTIONS = {
     "latency": "How long a call takes. The ratio to fp32, timed in alternation, is firmer than the milliseconds.",
     "throughput": "How many images per second, and what a larger batch changes.",
@@ -66,6 +64,7 @@ MODEL_COLUMNS = [
 def render_report(
     *,
     summary: str | Path,
+    recommendation: str | Path,
     audits: Iterable[str | Path],
     figures: Iterable[str | Path],
     archive: str | Path,
@@ -82,10 +81,9 @@ def render_report(
     them (seeded weights have no checkpoint): audits in folders named after their variants, figures as SVG named after
     what they show. The page needs no network; every text in it is escaped.
     """
-    rows = read_table(summary)
+    rows = read_rows(summary)
     timings = [read_json(path) for path in latency]
     data, model = read_json(dataset), read_json(info)
-    batch_size = config["figures"]["batch_size"] or min(config["latency"]["batch_sizes"])
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -95,7 +93,7 @@ def render_report(
     )
     return environment.get_template("report.html.j2").render(
         substitutes=[part["substitute"] for part in (data, model) if part["substitute"]],
-        answers=[answer(rows, device, batch_size) for device in config["devices"]],
+        recommendation=read_json(recommendation),
         figures=[_figure(Path(path)) for path in figures],
         rows=rows,
         model_columns=MODEL_COLUMNS,
@@ -117,57 +115,6 @@ def render_report(
         config=config,
         config_text=yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True),
     )
-
-
-def read_table(path: str | Path) -> list[dict[str, str]]:
-    """Return the rows of a CSV file as text by column."""
-    with Path(path).open(encoding="utf-8", newline="") as stream:
-        return list(csv.DictReader(stream))
-
-
-def answer(rows: Sequence[Row], device: str, batch_size: int) -> str:
-    """Return the finding for a device: the fastest variant whose features stay close to fp32's.
-
-    Faster means that the whole interval of the speed-up lies above 1. Where no faster variant is close enough the
-    sentence recommends none and names the one that comes closest.
-    """
-    here = [
-        row
-        for row in rows
-        if (row["device"], row["batch_size"]) == (device, str(batch_size))
-        and row["status"] != "unsupported"
-        and row["variant"] != "fp32"
-    ]
-    where = f"On {device} at batch size {batch_size}"
-    faster = [row for row in here if float(row["speedup_ci_low"] or row["speedup"]) > 1]
-    if not faster:
-        return f"{where}, no variant is faster than fp32."
-    known = [row for row in faster if row["cosine_mean"]]
-    unknown = ", ".join(row["variant"] for row in faster if not row["cosine_mean"])
-    caveat = f" Not judged, as its accuracy was not measured: {unknown}." if unknown else ""
-    if not known:
-        return f"{where}, no variant that is faster than fp32 can be recommended.{caveat}"
-    close = [row for row in known if float(row["cosine_mean"]) >= CLOSE]
-    if close:
-        best = max(close, key=lambda row: float(row["speedup"]))
-        return (
-            f"{where}, the fastest variant that stays close to fp32 (mean cosine of {CLOSE} or more) is "
-            f"{best['variant']}: {_speed(best)} and {float(best['size_mb']):.1f} MB, at a cosine of "
-            f"{float(best['cosine_mean']):.4f}.{caveat}"
-        )
-    nearest = max(known, key=lambda row: float(row["cosine_mean"]))
-    return (
-        f"{where}, no variant that is faster than fp32 stays close to it (mean cosine of {CLOSE} or more). "
-        f"{nearest['variant']} comes closest to fp32, at a cosine of {float(nearest['cosine_mean']):.4f}: "
-        f"{_speed(nearest)}.{caveat}"
-    )
-
-
-def _speed(row: Row) -> str:
-    interval = ""
-    if row["speedup_ci_low"]:
-        interval = f" ({float(row['speedup_ci_low']):.2f} to {float(row['speedup_ci_high']):.2f})"
-    return f"{float(row['speedup']):.2f} times as fast{interval}, {float(row['latency_p50_ms']):.1f} ms"
 
 
 def cell(row: Row, column: Column) -> tuple[str, str]:
@@ -210,7 +157,7 @@ def _figure(path: Path) -> dict[str, str]:
 
 
 def _audit(path: Path) -> dict[str, Any]:
-    rows = read_table(path)
+    rows = read_rows(path)
     before, after = (sum(float(row[column] or 0) for row in rows) / 1e6 for column in ("bytes_before", "bytes_after"))
     return {"variant": path.parent.name, "rows": rows, "before": before, "after": after}
 

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from dinoquant.errors import UserError
-from dinoquant.files import read_json
+from dinoquant.files import read_json, read_rows
 
 LATENCY = [
     "threads",
@@ -130,8 +130,8 @@ def _limits(path: str | Path | None) -> dict[tuple[str, str, int], float]:
     """Return the shortest possible time in ms by variant, device and batch size, where it is known."""
     if path is None:
         return {}
-    table = pd.read_csv(path, dtype={"variant": str}).dropna(subset=["limit_ms"])
-    return table.set_index(["variant", "device", "batch_size"])["limit_ms"].to_dict()
+    rows = (row for row in read_rows(path) if row["limit_ms"])
+    return {(row["variant"], row["device"], int(row["batch_size"])): float(row["limit_ms"]) for row in rows}
 
 
 def _model_columns(audits: Iterable[str | Path], models: Iterable[str | Path]) -> dict[str, dict[str, float]]:

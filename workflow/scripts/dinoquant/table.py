@@ -1,8 +1,9 @@
 """`results/summary.csv` as a table for the terminal. Standard library only: the Snakefile imports it."""
 
-import csv
 from collections.abc import Mapping
 from pathlib import Path
+
+from dinoquant.files import read_rows
 
 WIDTH = 120
 LONGEST_NAME = 30
@@ -17,8 +18,7 @@ def render(csv_path: str | Path) -> str:
 
     Below it stands a line for each row whose timing is noisy or unstable, with what was seen.
     """
-    with Path(csv_path).open(encoding="utf-8", newline="") as stream:
-        rows = list(csv.DictReader(stream))
+    rows = read_rows(csv_path)
     flagged = [row for row in rows if row["status"] in MARKS and row["status"] != "ok"]
     header = [f"{name} " if name == "speed-up" and flagged else name for name in HEADER]
     lines = [header, *(_cells(row, bool(flagged)) for row in rows)]

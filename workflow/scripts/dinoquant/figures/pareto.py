@@ -23,17 +23,18 @@ from dinoquant.figures.style import (
     flagged_notes,
     unsupported_notes,
 )
+from dinoquant.recommend import front
 
 Point = tuple[float, float]
 FRONT = "pareto-front"
-SPEED, ACCURACY = "latency_p50_ms", "cosine_mean"
+SPEED, ACCURACY = "speedup", "cosine_mean"
 # Places for a label around its point: first near, right and left before above and below; then farther away.
 DISTANCES = [13, 26, 42, 60, 80, 105]  # points
 ANGLES = [0, 180, 90, 270, 35, 145, 325, 215]  # degrees
 
 
 def draw(table: pd.DataFrame, style: Style) -> Figure:
-    """Return the mean cosine to fp32 over the median latency in ms, a panel per device."""
+    """Return the mean cosine to fp32 over the speed-up, a panel per device."""
     table = at_batch_size(table, style)
     devices = list(table["device"].unique())
     rows = {device: by_variant(table[table["device"] == device], known=[SPEED, ACCURACY]) for device in devices}
@@ -45,7 +46,7 @@ def draw(table: pd.DataFrame, style: Style) -> Figure:
     finish(
         figure,
         style.accuracy_title(f"Accuracy against speed at batch size {table['batch_size'].iloc[0]}"),
-        "Up and to the left is better. Whiskers: confidence intervals. "
+        "Up and to the right is better. Whiskers: confidence intervals. "
         "Line: the Pareto front; hollow: some other variant is both faster and closer to fp32.",
         [*_unmeasured_notes(table), *flagged_notes(table), *unsupported_notes(table)],
     )
@@ -55,23 +56,13 @@ def draw(table: pd.DataFrame, style: Style) -> Figure:
     return figure
 
 
-def front(points: dict[str, Point]) -> list[str]:
-    """Return the names of those (latency, accuracy) that no other beats or equals in both, the fastest first."""
-    best, names = -math.inf, []
-    for name, (_, accuracy) in sorted(points.items(), key=lambda item: (item[1][0], -item[1][1])):
-        if accuracy > best:
-            best = accuracy
-            names.append(name)
-    return names
-
-
 def _points(rows: Rows) -> dict[str, Point]:
     return {variant: (row[SPEED], row[ACCURACY]) for variant, row in rows.items()}
 
 
 def _panel(ax: Axes, rows: Rows, style: Style) -> None:
     points = _points(rows)
-    best = front(points)
+    best = front({name: (-speed, accuracy) for name, (speed, accuracy) in points.items()})
     steps = np.repeat([points[name] for name in best], 2, axis=0)
     ax.plot(steps[1:, 0], steps[:-1, 1], color=MUTED, linewidth=1.2, zorder=1, gid=FRONT)
     for variant, row in rows.items():
@@ -79,7 +70,7 @@ def _panel(ax: Axes, rows: Rows, style: Style) -> None:
         ax.errorbar(
             x,
             y,
-            xerr=deviations(x, row["latency_p50_ci_low_ms"], row["latency_p50_ci_high_ms"]),
+            xerr=deviations(x, row["speedup_ci_low"], row["speedup_ci_high"]),
             yerr=deviations(y, row["cosine_mean_ci_low"], row["cosine_mean_ci_high"]),
             marker=style.markers[variant],
             markersize=9,
@@ -91,7 +82,7 @@ def _panel(ax: Axes, rows: Rows, style: Style) -> None:
         )
     ax.set_xlim(0, 1.22 * max(x for x, _ in points.values()))
     ax.margins(y=0.18)
-    ax.set_xlabel("latency, median ms per batch")
+    ax.set_xlabel("times as fast as fp32, timed in alternation")
     ax.set_ylabel("mean cosine to fp32")
 
 

@@ -1,0 +1,16 @@
+"""Choose what to deploy on each device, and link it."""
+
+from typing import TYPE_CHECKING
+
+from dinoquant.files import read_rows, write_json
+from dinoquant.job import job
+from dinoquant.recommend import link, recommend
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+if __name__ == "__main__":
+    with job(snakemake):
+        found = recommend(read_rows(snakemake.input.summary), snakemake.params.config)
+        link(found, snakemake.output.links)
+        write_json(snakemake.output.json, found)
