@@ -141,8 +141,8 @@ def _miss(row: Row, budget: Mapping[str, float | None]) -> tuple[str, float] | N
 def _pick(within: Sequence[Row]) -> Row | None:
     """Return the fastest, or of those that cannot be told from it the one with the least against it.
 
-    These are the ones that nothing is faster than beyond noise and whose speed-up lies within the fastest one's
-    interval or the noise floor below it: otherwise a wide interval of their own would make slow variants as good as fast ones.
+    These are the ones that nothing is faster than beyond noise, and whose speed-up lies within the fastest one's
+    interval or the noise floor below it: a wide interval of its own must not make a slow variant as good as a fast one.
     """
     if not within:
         return None
