@@ -32,6 +32,7 @@ include: "workflow/rules/sensitivity.smk"
 include: "workflow/rules/quantize.smk"
 include: "workflow/rules/runtimes.smk"
 include: "workflow/rules/latency.smk"
+include: "workflow/rules/limits.smk"
 include: "workflow/rules/accuracy.smk"
 include: "workflow/rules/report.smk"
 

@@ -1,6 +1,6 @@
 """Print where int8-smooth spends its time, operator by operator, and how far that is from what this machine can do.
 
-The limit is the time of all products at the speed of one large product: int8 for the Linears, bf16 for attention.
+The limit is that of `results/limits.csv`: the time of all products at the speed of one large product.
 """
 
 import argparse
@@ -11,9 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from timm.models import VisionTransformer
 from torch.profiler import ProfilerActivity, profile
 
+from dinoquant import audit, limits, operations, peaks
 from dinoquant.export import export, load
 from dinoquant.model import info, seeded
 from dinoquant.recipes import smooth
@@ -34,50 +34,34 @@ def seconds(function: Callable[[], object]) -> float:
     return sorted(taken[3:])[CALLS // 2]
 
 
-def peaks() -> tuple[float, float]:
-    """Return the multiply-adds per second of a large int8 product and of a large bf16 product."""
-    rows, width = 2048, 1536
-    weight = torch.ops.onednn.qlinear_prepack(torch.ones(width, width, dtype=torch.int8), None)
-    inputs, scale, zeros = torch.ones(rows, width, dtype=torch.uint8), torch.ones(width), torch.zeros(width).long()
-    product = torch.ops.onednn.qlinear_pointwise
-    arguments = (inputs, 1.0, 0, weight, scale, zeros, None, 1.0, 0, torch.bfloat16, "none", [], "")
-    left, right = torch.ones(rows, width, dtype=torch.bfloat16), torch.ones(width, width, dtype=torch.bfloat16)
-    macs = rows * width * width
-    return macs / seconds(lambda: product(*arguments)), macs / seconds(lambda: left @ right)
-
-
-def macs(model: VisionTransformer) -> tuple[int, int]:
-    """Return the multiply-adds for one image: of the Linears with the patch embedding, and of attention."""
-    patches, width = model.patch_embed.num_patches, model.embed_dim
-    tokens = patches + model.num_prefix_tokens
-    linears = sum(m.weight.numel() for m in model.blocks.modules() if isinstance(m, torch.nn.Linear)) * tokens
-    attention = 2 * tokens * tokens * width * len(model.blocks)
-    return linears + model.patch_embed.proj.weight.numel() * patches, attention
-
-
 def main() -> None:
     """Print one table for batch 1 and one for batch 16."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
-    torch.set_num_threads(parser.parse_args().threads)
+    threads = parser.parse_args().threads
     warnings.simplefilter("ignore")  # of TorchScript, which is deprecated
+    machine = peaks.measure("cpu", threads)
     model = seeded(ARCHITECTURE, None, 0)
     images = torch.randn(16, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    described = info(model, ARCHITECTURE, "architecture", substitute=None, dropped=())
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.pt"
-        described = info(model, ARCHITECTURE, "architecture", substitute=None, dropped=())
-        export(smooth.quantize(model, OPTIONS, images), path, "int8-smooth", OPTIONS, described)
-        file = load(path)
-    int8, bf16 = peaks()
-    linears, attention = macs(model)
-    limit = linears / int8 + attention / bf16
-    print(f"one large product: int8 {2e-12 * int8:.2f} TOP/s, bf16 {2e-12 * bf16:.2f} TOP/s")
-    print(f"{ARCHITECTURE}: Linears {linears / 1e9:.2f} GMAC, attention {attention / 1e9:.2f} GMAC an image")
-    print(f"limit: {1e3 * limit:.1f} ms an image\n")
+        quantized = smooth.quantize(model, OPTIONS, images)
+        export(quantized, path, "int8-smooth", OPTIONS, described)
+        audit.write(Path(folder) / "audit.csv", model, "int8-smooth", quantized)
+        became = limits.read_became(Path(folder) / "audit.csv")
+        macs = limits.macs_by_precision(operations.macs(model), became, "int8-smooth")
+        variant, file = limits.Model(macs, path.stat().st_size), load(path)
+    speeds = machine["gemm_flops"]
+    print(f"one large product: int8 {1e-12 * speeds['int8']:.2f} TOP/s, bf16 {1e-12 * speeds['bf16']:.2f} TOP/s")
+    print(f"{ARCHITECTURE}, GMAC an image: {', '.join(f'{count / 1e9:.2f} in {kind}' for kind, count in macs.items())}")
     for batch in (1, 16):
         part = images[:batch]
-        image = seconds(lambda part=part: file(part)) / batch  # type: ignore[misc]  # mypy cannot infer it
-        print(f"batch {batch}: {1e3 * image:.2f} ms an image, {image / limit:.2f} times the limit; share of the time:")
+        image = 1e3 * seconds(lambda part=part: file(part)) / batch  # type: ignore[misc]  # mypy cannot infer it
+        found = limits.limit(variant, batch, described["image_size"], described["feature_dim"], machine)
+        limit = found["limit_ms"] / batch
+        print(f"\nbatch {batch}: the limit, of {found['bound']}, is {limit:.2f} ms an image")
+        print(f"{image:.2f} ms an image, {image / limit:.2f} times the limit; share of the time:")
         with torch.inference_mode(), profile(activities=[ProfilerActivity.CPU]) as seen:
             for _ in range(5):
                 file(part)

@@ -17,6 +17,7 @@ rule summarise:
         footprint=FOOTPRINTS,
         accuracy=ACCURACIES,
         probe=PROBES,
+        limits="results/limits.csv",
         audit=AUDITS,
         models=[file for variant in VARIANTS for file in artifacts(variant)],
         code=code("summarise"),

@@ -1,0 +1,47 @@
+"""Measure what the machine can do at most, and derive how far from that each variant is."""
+
+
+rule measure_machine:
+    input:
+        code=code("measure_machine"),
+        lock=LOCK,
+    output:
+        json="results/machine/{device}.json",
+    log:
+        "logs/measure_machine/{device}.log",
+    conda:
+        "../../envs/pipeline.yaml"
+    threads: whole_machine
+    resources:
+        gpu=lambda wildcards: int(wildcards.device == "cuda"),
+    params:
+        config={"threads": config["latency"]["threads"]},
+    script:
+        "../scripts/measure_machine.py"
+
+
+rule derive_limits:
+    input:
+        machines=expand("results/machine/{device}.json", device=DEVICES),
+        info="results/models/fp32/info.json",
+        audits=expand("results/models/{variant}/audit.csv", variant=VARIANTS),
+        models=expand("results/models/{variant}/model.pt", variant=VARIANTS),
+        code=code("derive_limits"),
+        lock=LOCK,
+    output:
+        csv="results/limits.csv",
+    log:
+        "logs/derive_limits.log",
+    localrule: True
+    conda:
+        "../../envs/pipeline.yaml"
+    params:
+        config=tidy(
+            {
+                "recipes": {variant: VARIANTS[variant]["recipe"] for variant in VARIANTS},
+                "measured": MEASURED,
+                "batch_sizes": BATCH_SIZES,
+            }
+        ),
+    script:
+        "../scripts/derive_limits.py"
