@@ -14,6 +14,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from dinoquant import audit, limits, operations, peaks
+from dinoquant.allocator import keep_freed_memory
 from dinoquant.export import export, load
 from dinoquant.model import info, seeded
 from dinoquant.recipes import smooth
@@ -39,6 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
     threads = parser.parse_args().threads
+    keep_freed_memory()
     warnings.simplefilter("ignore")  # of TorchScript, which is deprecated
     machine = peaks.measure("cpu", threads)
     model = seeded(ARCHITECTURE, None, 0)

@@ -11,7 +11,7 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation, Text
 
-from dinoquant.figures import audit, fidelity, latency, pareto, size, throughput
+from dinoquant.figures import audit, fidelity, latency, pareto, roofline, size, throughput
 from dinoquant.figures.style import Style, read_summary, save, use_style
 from dinoquant.summary import summarise, write_summary
 from samples import NO_CPU, VARIANTS, Samples, write_samples
@@ -113,6 +113,41 @@ def test_spread_keeps_the_order_the_gap_and_the_top() -> None:
     assert all(upper - lower >= 1.0 - 1e-9 for lower, upper in pairwise(heights))
     assert heights[-1] <= 10.0
     assert throughput.spread([1.0, 5.0], 1.0, 10.0) == [1.0, 5.0]
+
+
+def _roofline(samples: Samples, **config: Any) -> Figure:
+    """Draw peaks of 1, 2 and 4 TOP/s over models of 4 GMAC; of one variant the precisions are not known."""
+    table = _table(samples)
+    peaks = {"fp32": 1e12, "bf16": 2e12, "fp16": None, "int8": 4e12}
+    machines = [
+        {"device": device, "gemm_flops": peaks, "bandwidth_bytes_per_s": 5e10} for device in table["device"].unique()
+    ]
+    limits = table[["variant", "device", "batch_size"]].assign(gmacs=4.0, bound="compute")
+    limits["operations_per_byte"] = 100.0 * limits["batch_size"]
+    limits["limit_ms"] = (8.0 * limits["batch_size"]).where(limits["variant"] != "bf16")
+    return roofline.draw(table, limits, machines, use_style(samples.figure_config | config))
+
+
+def test_roofline_places_what_was_measured_under_the_roofs(samples: Samples) -> None:
+    cpu, _ = _roofline(samples).axes
+    (fp32,) = (line for line in cpu.lines if line.get_marker() == "o")
+    assert list(fp32.get_xdata()) == [100, 1600]
+    assert list(fp32.get_ydata()) == pytest.approx([8e9 / 56.1e-3, 8e9 / 54.2e-3])
+    texts = [text.get_text() for text in cpu.texts]
+    assert {"fp32: 1 TOP/s", "bf16: 2 TOP/s", "int8: 4 TOP/s", "memory: 50 GB/s"} <= set(texts)
+    assert {"fp32, 15%", "bf16"} <= set(texts), "the share of the limit, where there is one"
+
+
+def test_roofline_is_complete_and_keeps_inside(samples: Samples, substitute: Samples) -> None:
+    texts = " ".join(_texts(_roofline(samples))).replace("\n", " ")
+    assert [variant for variant in VARIANTS if variant not in texts] == []
+    assert f"Not on cpu: fp16 ({NO_CPU})" in texts
+    figure = _roofline(substitute, font_scale=1.3)
+    figure.draw_without_rendering()
+    drawn, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
+    assert (drawn.x0, drawn.y0) >= (0, 0)
+    assert drawn.x1 <= width
+    assert drawn.y1 <= height
 
 
 def test_audit_shows_conv2d_untouched_and_converted(samples: Samples) -> None:

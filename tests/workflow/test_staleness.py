@@ -7,7 +7,7 @@ import pytest
 
 from conftest import Checkout
 
-FIGURES = ["latency", "throughput", "size", "pareto", "fidelity", "audit"]
+FIGURES = ["latency", "throughput", "size", "pareto", "fidelity", "roofline", "audit"]
 VARIANTS = ["fp32", "int8-dynamic-linear", "int8-static"]  # of tests/small.yaml, those that run on a CPU
 
 
@@ -47,11 +47,13 @@ def whole(*variants: str) -> set[str]:
         | probe(*variants)
         | latency(*variants)
         | footprint(*variants)
+        | {"derive_limits"}
     )
 
 
+MACHINE = "measure_machine device=cpu"
 EVERYTHING = (
-    {"generate_dataset", "verify_dataset", "pack_images", "export_fp32", "quantize variant=fp16"}
+    {"generate_dataset", "verify_dataset", "pack_images", "export_fp32", "quantize variant=fp16", MACHINE}
     | (whole(*VARIANTS) - {"quantize variant=fp32"})
     | AGGREGATE
 )
@@ -85,6 +87,11 @@ def test_a_fresh_run_does_everything_once(fresh: Checkout) -> None:
         ),
         pytest.param({"variants": {"bf16": {"recipe": "bf16"}}}, whole("bf16") | AGGREGATE, id="a new variant"),
         pytest.param({"latency": {"rounds": 7}}, latency(*VARIANTS) | AGGREGATE, id="a latency key"),
+        pytest.param(
+            {"latency": {"threads": 1}},
+            latency(*VARIANTS) | footprint(*VARIANTS) | {MACHINE, "derive_limits"} | AGGREGATE,
+            id="the number of threads",
+        ),
         pytest.param({"accuracy": {"k": 2}}, accuracy(*VARIANTS) | AGGREGATE, id="an accuracy key"),
         pytest.param({"accuracy": {"probe": {"C": 2}}}, probe(*VARIANTS) | AGGREGATE, id="the probe's key"),
         pytest.param(
@@ -92,7 +99,7 @@ def test_a_fresh_run_does_everything_once(fresh: Checkout) -> None:
             per_variant("extract_features", *VARIANTS) | accuracy(*VARIANTS) | probe(*VARIANTS) | AGGREGATE,
             id="an accuracy key of the extraction",
         ),
-        pytest.param({"variants": {"int8-static": None}}, AGGREGATE, id="a variant left out"),
+        pytest.param({"variants": {"int8-static": None}}, {"derive_limits"} | AGGREGATE, id="a variant left out"),
     ],
 )
 def test_a_change_of_the_config(run: Checkout, overlay: dict, expected: set[str]) -> None:
@@ -109,8 +116,10 @@ def test_a_change_of_the_config(run: Checkout, overlay: dict, expected: set[str]
         ("recipes/static", whole("int8-static") | AGGREGATE),
         ("figures/size", PAGE),
         ("report", {"write_report"}),
-        ("generate", EVERYTHING - {"export_fp32", "quantize variant=fp16"} - whole(*VARIANTS) | accuracy(*VARIANTS)
-         | probe(*VARIANTS) | per_variant("extract_features", *VARIANTS) | whole("int8-static")),
+        ("peaks", {MACHINE, "derive_limits"} | AGGREGATE),
+        ("operations", {"derive_limits"} | AGGREGATE),
+        ("generate", EVERYTHING - {"export_fp32", "quantize variant=fp16", MACHINE} - whole(*VARIANTS)
+         | accuracy(*VARIANTS) | probe(*VARIANTS) | per_variant("extract_features", *VARIANTS) | whole("int8-static")),
     ],
 )  # fmt: skip
 def test_a_library_module(run: Checkout, module: str, expected: set[str]) -> None:

@@ -1,5 +1,7 @@
 """Measure what the machine can do at most, and derive how far from that each variant is."""
 
+MACHINES = expand("results/machine/{device}.json", device=DEVICES)
+
 
 rule measure_machine:
     input:
@@ -22,10 +24,10 @@ rule measure_machine:
 
 rule derive_limits:
     input:
-        machines=expand("results/machine/{device}.json", device=DEVICES),
+        machines=MACHINES,
         info="results/models/fp32/info.json",
-        audits=expand("results/models/{variant}/audit.csv", variant=VARIANTS),
-        models=expand("results/models/{variant}/model.pt", variant=VARIANTS),
+        audits=AUDITS,
+        models=[file for variant in VARIANTS for file in artifacts(variant)],
         code=code("derive_limits"),
         lock=LOCK,
     output:

@@ -8,7 +8,7 @@ from dinoquant.table import render
 report: "../report/workflow.rst"
 
 
-FIGURES = ["latency", "throughput", "size", "pareto", "fidelity", "audit"] + ["sensitivity"] * ANALYSED
+FIGURES = ["latency", "throughput", "size", "pareto", "fidelity", "roofline", "audit"] + ["sensitivity"] * ANALYSED
 
 
 rule summarise:
@@ -79,6 +79,8 @@ rule draw_figure:
     input:
         summary=lambda wildcards: [] if wildcards.figure == "sensitivity" else "results/summary.csv",
         audits=lambda wildcards: AUDITS if wildcards.figure == "audit" else [],
+        limits=lambda wildcards: "results/limits.csv" if wildcards.figure == "roofline" else [],
+        machines=lambda wildcards: MACHINES if wildcards.figure == "roofline" else [],
         sensitivity=lambda wildcards: SENSITIVITY if wildcards.figure == "sensitivity" else [],
         code=code("draw_figure"),
         lock=LOCK,

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dinoquant.files import read_json
 from dinoquant.job import job, span
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if __name__ == "__main__":
         from dinoquant.figures.fidelity import draw as draw_fidelity
         from dinoquant.figures.latency import draw as draw_latency
         from dinoquant.figures.pareto import draw as draw_pareto
+        from dinoquant.figures.roofline import draw as draw_roofline
         from dinoquant.figures.sensitivity import draw as draw_sensitivity
         from dinoquant.figures.size import draw as draw_size
         from dinoquant.figures.style import read_summary, save, use_style
@@ -38,6 +40,10 @@ if __name__ == "__main__":
                 figure = draw_audit(audits, style)
             elif snakemake.wildcards.figure == "sensitivity":
                 figure = draw_sensitivity(pd.read_csv(snakemake.input.sensitivity), style)
+            elif snakemake.wildcards.figure == "roofline":
+                limits = pd.read_csv(snakemake.input.limits, dtype={"variant": str})
+                machines = [read_json(path) for path in snakemake.input.machines]
+                figure = draw_roofline(read_summary(snakemake.input.summary), limits, machines, style)
             else:
                 figure = from_summary[snakemake.wildcards.figure](read_summary(snakemake.input.summary), style)
             save(figure, snakemake.output, style.dpi)

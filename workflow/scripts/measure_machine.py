@@ -11,6 +11,9 @@ if TYPE_CHECKING:
 
 if __name__ == "__main__":
     with job(snakemake):
+        from dinoquant.allocator import keep_freed_memory
+
+        allocator = keep_freed_memory()  # before PyTorch allocates anything
         from dinoquant.peaks import measure
 
         device = snakemake.wildcards.device
@@ -18,4 +21,4 @@ if __name__ == "__main__":
         threads = resolve_threads(snakemake.params.config["threads"], "latency.threads")
         with span("measure"):
             result = measure(device, threads)
-        write_json(snakemake.output.json, {**result, "machine": describe()})
+        write_json(snakemake.output.json, {**result, "allocator": allocator, "machine": describe()})

@@ -1,5 +1,7 @@
 """Figure: images per second over batch size."""
 
+from collections.abc import Mapping
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -35,30 +37,34 @@ def _panel(ax: Axes, rows: pd.DataFrame, style: Style) -> None:
         line = rows[rows["variant"] == variant].sort_values("batch_size")
         look = {"color": style.colours[variant], "marker": style.markers[variant]}
         ax.plot(line["batch_size"], line["throughput_ips"], markersize=8, linewidth=2, **look)
-        ends[variant] = float(line["throughput_ips"].iloc[-1])
+        ends[variant] = (float(line["batch_size"].iloc[-1]), float(line["throughput_ips"].iloc[-1]))
     ax.set_xscale("log", base=2)
     ax.set_xticks(batch_sizes, [str(size) for size in batch_sizes])
     ax.xaxis.set_minor_locator(NullLocator())
     ax.set_ylim(0, 1.08 * rows["throughput_ips"].max())
     ax.set_xlabel("batch size")
     ax.set_ylabel("images per second")
-    _name_lines(ax, batch_sizes[-1], ends, style)
+    name_lines(ax, ends, {variant: variant for variant in ends}, style)
 
 
-def _name_lines(ax: Axes, x: float, ends: dict[str, float], style: Style) -> None:
-    """Write the names to the right of the axes, in the order of the lines' ends and far enough apart to be read."""
-    top = ax.get_ylim()[1]
-    names = sorted(ends, key=lambda name: ends[name])
-    heights = spread([ends[name] for name in names], 0.062 * font_scale() * top, top)
-    for name, height in zip(names, heights, strict=True):
+def name_lines(ax: Axes, ends: Mapping[str, tuple[float, float]], names: Mapping[str, str], style: Style) -> None:
+    """Write the variants' ``names`` to the right of the axes, in the order of their lines' ends and apart from another.
+
+    The limits of the axes must not change afterwards.
+    """
+    to_axes = ax.transData + ax.transAxes.inverted()
+    heights = {variant: float(to_axes.transform(end)[1]) for variant, end in ends.items()}
+    variants = sorted(heights, key=lambda variant: heights[variant])
+    places = spread([heights[variant] for variant in variants], 0.062 * font_scale(), 1.0)
+    for variant, height in zip(variants, places, strict=True):
         ax.annotate(
-            name,
-            (x, ends[name]),
-            xytext=(1.03, height / top),
+            names[variant],
+            ends[variant],
+            xytext=(1.03, height),
             textcoords="axes fraction",
             va="center",
             size="small",
-            arrowprops={"arrowstyle": "-", "color": style.colours[name], "linewidth": 1, "relpos": (0, 0.5)},
+            arrowprops={"arrowstyle": "-", "color": style.colours[variant], "linewidth": 1, "relpos": (0, 0.5)},
         )
 
 
