@@ -320,6 +320,18 @@ def test_all_float32_is_the_model(noise: Callable[..., Tensor]) -> None:
     torch.testing.assert_close(changed(images), network(images), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("attention", [torch.float32, torch.bfloat16])
+def test_the_last_block_computes_the_first_token_alone(
+    attention: torch.dtype, timm_blocks: list[nn.Module], noise: Callable[..., Tensor]
+) -> None:
+    block = plain(timm_blocks[0], attention)
+    tokens = noise(3, 17, block.qkv.weight.shape[1])
+    with torch.no_grad():
+        whole, first = block(tokens.clone()), blocks.LastBlock(block)(tokens.clone())
+    assert first.shape == (3, 1, whole.shape[2])
+    torch.testing.assert_close(first, whole[:, :1], rtol=1e-4, atol=1e-4 if attention == torch.float32 else 1e-2)
+
+
 def test_bytes_are_those_of_integers_scales_and_biases(noise: Callable[..., Tensor]) -> None:
     for linear in (static(noise), token(noise)):
         assert linear.stored_bytes() == OUT * IN + 4 * OUT + 4 * OUT

@@ -130,6 +130,8 @@ def assemble(
                 became[prefix + name] = _converted(linear, of[name], notes.get(name, ""))
         if attention == BF16:
             became[f"{prefix}attn.softmax"] = Converted("products in bf16, exponentials in float32", 0)
+    if model.global_pool == "token":
+        rebuilt[-1] = blocks.LastBlock(rebuilt[-1])
     changed.blocks = scripted(blocks.Blocks(rebuilt))
     return changed, became
 

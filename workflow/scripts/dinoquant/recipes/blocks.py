@@ -50,8 +50,11 @@ def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def steps_to_uint8(steps: Tensor) -> Tensor:
-    """Clip to 0..255 and cut off the fraction. By way of int16, since PyTorch has no vector code from float to u8."""
-    return steps.clamp(0.0, 255.0).to(torch.int16).to(torch.uint8)
+    """Clip to 0..255, in place, and cut off the fraction.
+
+    By way of int16, since PyTorch has no vector code from float to u8.
+    """
+    return steps.clamp_(0.0, 255.0).to(torch.int16).to(torch.uint8)
 
 
 class Int8Linear(nn.Module):
@@ -140,6 +143,20 @@ class StaticLinear(Int8Linear):
         self.training = state[8]
         self.pack()
 
+    def rows(self, start: int, stop: int) -> "StaticLinear":
+        """Return the Linear of some of the outputs."""
+        weight, scale, bias = (kept[start:stop].clone() for kept in (self.weight, self.scale, self.bias))
+        return StaticLinear(
+            weight,
+            scale,
+            bias,
+            self.zero_point,
+            self.result,
+            self.gelu,
+            self.result_step,
+            self.result_zero_point,
+        )
+
     def forward(self, steps: Tensor) -> Tensor:
         """Round and clip, multiply, add the bias."""
         quantized = steps
@@ -206,6 +223,11 @@ class TokenLinear(Int8Linear):
         self.training = state[4]
         self.pack()
 
+    def rows(self, start: int, stop: int) -> "TokenLinear":
+        """Return the Linear of some of the outputs."""
+        weight, scale, bias = (kept[start:stop].clone() for kept in (self.weight, self.scale, self.bias))
+        return TokenLinear(weight, scale, bias, self.after_gelu)
+
     def forward(self, inputs: Tensor) -> Tensor:
         """Scale each token to 8 bits, multiply, scale back and add the bias."""
         largest = inputs.amax(-1, keepdim=True)
@@ -261,6 +283,10 @@ class FloatLinear(nn.Module):
         """Multiply in the weights' precision."""
         return functional.linear(inputs.to(self.weight.dtype), self.weight, self.bias).to(torch.float32)
 
+    def rows(self, start: int, stop: int) -> "FloatLinear":
+        """Return the Linear of some of the outputs."""
+        return FloatLinear(self.weight[start:stop], self.bias[start:stop], self.weight.dtype)
+
     def stored_bytes(self) -> int:
         """Return the bytes of what the file keeps."""
         return int(self.weight.nbytes + self.bias.nbytes)
@@ -271,6 +297,8 @@ class Patches(nn.Module):
 
     ``gain`` and ``offset`` ``[C, 1, 1]`` turn the colours into a StaticLinear's steps; None leaves them alone.
     """
+
+    IMAGES: Final[int] = 4  # at a time: what these need stays in the processor's caches
 
     gain: Tensor | None
     offset: Tensor | None
@@ -283,7 +311,13 @@ class Patches(nn.Module):
         self.register_buffer("offset", offset)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Cut the patches, multiply, and put the features where the convolution puts them."""
+        """Cut the patches, multiply, and put the features where the convolution puts them; a few images at a time."""
+        if images.is_cuda or images.size(0) <= self.IMAGES:
+            return self.embed(images)
+        return torch.cat([self.embed(part) for part in torch.split(images, self.IMAGES)])
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Embed all at once."""
         pixels, gain, offset = images, self.gain, self.offset
         if gain is not None and offset is not None:
             pixels = steps_to_uint8(torch.addcmul(offset, images, gain))
@@ -320,7 +354,10 @@ class Block(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Attend, then transform each token."""
-        context = self.attend(self.qkv(self.norm1(tokens)))
+        return self.transform(self.attend(self.qkv(self.norm1(tokens))), tokens)
+
+    def transform(self, context: Tensor, tokens: Tensor) -> Tensor:
+        """Add to the tokens what attention found for them, and what the MLP makes of the sum."""
         tokens = self.proj(context).add_(tokens)
         hidden = self.fc1(self.norm2(tokens))
         if self.gelu:
@@ -331,26 +368,60 @@ class Block(nn.Module):
         return transformed.add_(tokens)
 
     def attend(self, qkv: Tensor) -> Tensor:
-        """Weigh the values: ``[B, N, 3 D]`` -> float32 ``[B, N, D]``."""
-        batch, length, width = qkv.size(0), qkv.size(1), qkv.size(2) // 3
+        """Weigh the values: ``[B, N, 3 D]`` -> ``[B, N, D]``."""
+        split = self.by_head(qkv, 3)
+        return self.weigh(split[0], split[1], split[2])
+
+    def by_head(self, rows: Tensor, parts: int) -> Tensor:
+        """Return ``[B, N, parts * D]`` as ``[parts, B, heads, N, head width]`` in attention's precision."""
         dtype = torch.float32
-        if self.reduced and (qkv.is_cuda or torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+        if self.reduced and (rows.is_cuda or torch.ops.mkldnn._is_mkldnn_bf16_supported()):
             dtype = torch.bfloat16
-        split = qkv.view(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4).to(dtype)
-        if qkv.is_cuda:
-            context = functional.scaled_dot_product_attention(split[0], split[1], split[2], scale=0.6931471805599453)
+        split = rows.view(rows.size(0), rows.size(1), parts, self.heads, -1)
+        return split.permute(2, 0, 3, 1, 4).to(dtype).contiguous()
+
+    def weigh(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Weigh the values ``[B, heads, N, head width]`` for M queries; return what proj takes, ``[B, M, D]``."""
+        if query.is_cuda:
+            context = functional.scaled_dot_product_attention(query, key, value, scale=0.6931471805599453)
         else:
-            query, key, value = split.contiguous().view(3, batch * self.heads, length, -1).unbind(0)
             # Without subtracting the largest of each row, which takes as long as a product: powers this large still
             # add up to less than float32's largest number, and none is 0.
-            powers = torch.bmm(query, key.transpose(1, 2)).to(torch.float32)
+            powers = torch.bmm(query.flatten(0, 1), key.flatten(0, 1).transpose(1, 2)).to(torch.float32)
             powers = powers.clamp_(-self.LARGEST_POWER, self.LARGEST_POWER).exp2_()
-            context = torch.bmm(powers.to(dtype), value).to(torch.float32).div_(powers.sum(-1, keepdim=True))
-            context = context.view(batch, self.heads, length, -1)
+            context = torch.bmm(powers.to(query.dtype), value.flatten(0, 1)).to(torch.float32)
+            context = context.div_(powers.sum(-1, keepdim=True)).view(query.size())
         context = context.to(torch.float32)
         if self.context_offset != 0.0:
             context = steps_to_uint8(context.add_(self.context_offset))
-        return context.transpose(1, 2).reshape(batch, length, width)
+        return context.transpose(1, 2).flatten(2)
+
+
+class LastBlock(Block):
+    """The last block of a model that reads its feature from the first token; ``[B, N, D]`` -> ``[B, 1, D]``.
+
+    The other tokens are keys and values there; what became of them is never read.
+    """
+
+    def __init__(self, block: Block) -> None:
+        super().__init__(
+            block.heads,
+            (block.norm1, block.norm2),
+            (block.qkv, block.proj, block.fc1, block.fc2),
+            torch.bfloat16 if block.reduced else torch.float32,
+            block.context_offset,
+            (block.gelu, block.hidden_gain, block.hidden_offset),
+        )
+        width, qkv = self.norm1.normalized_shape[0], block.qkv
+        assert isinstance(qkv, StaticLinear | TokenLinear | FloatLinear)
+        self.query, self.qkv = qkv.rows(0, width), qkv.rows(width, 3 * width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Attend with the first token, then transform it."""
+        normed = self.norm1(tokens)
+        query = self.by_head(self.query(normed[:, :1]), 1)
+        split = self.by_head(self.qkv(normed), 2)
+        return self.transform(self.weigh(query[0], split[0], split[1]), tokens[:, :1])
 
 
 class Blocks(nn.Module):
