@@ -153,15 +153,17 @@ def test_blocks_alternate_in_a_seeded_random_order() -> None:
 
     calls = {"variant": record("variant", 1.0), "fp32": record("fp32", 2.0)}
     counts = {"variant": 10, "fp32": 2}
-    samples, first = interleave(calls, counts, Protocol(20, 0.1, 0.1, seed=0))
+    looks: list[int] = []
+    samples, first = interleave(calls, counts, Protocol(20, 0.1, 0.1, seed=0), lambda: looks.append(len(log)))
     assert samples == {"variant": [[1.0] * 10] * 20, "fp32": [[2.0] * 2] * 20}
     assert set(first) == {"variant", "fp32"}
     expected: list[str] = []
     for arm in first:  # one untimed call before the ten, none before the two
         expected += ["variant"] * 11 + ["fp32"] * 2 if arm == "variant" else ["fp32"] * 2 + ["variant"] * 11
     assert log == expected
-    assert interleave(calls, counts, Protocol(20, 0.1, 0.1, seed=0))[1] == first
-    assert interleave(calls, counts, Protocol(20, 0.1, 0.1, seed=1))[1] != first
+    assert looks == list(range(0, len(log), 13)), "the machine is looked at between rounds only"
+    assert interleave(calls, counts, Protocol(20, 0.1, 0.1, seed=0), lambda: None)[1] == first
+    assert interleave(calls, counts, Protocol(20, 0.1, 0.1, seed=1), lambda: None)[1] != first
 
 
 def test_the_garbage_collector_waits() -> None:
@@ -197,6 +199,77 @@ def test_calls_are_measured_whatever_they_run() -> None:
         assert result["warmup"][arm]["calls"] >= 3
     assert result["samples"] == 8 * counts["variant"]
     assert before <= result["started"] < result["finished"] <= time.time()
+
+
+def seen(*disturbances: str) -> type:
+    """Return what takes the place of the machine's watch."""
+
+    class Seen:
+        def __init__(self, probe: Callable[[], float] | None) -> None:
+            pass
+
+        def look(self) -> None:
+            pass
+
+        def report(self) -> dict[str, object]:
+            return {"disturbances": list(disturbances)}
+
+    return Seen
+
+
+@pytest.mark.parametrize(
+    ("disturbances", "warmup_seconds", "verdict", "reason"),
+    [
+        ([], 0.5, "ok", ""),
+        (["others used 0.9"], 0.5, "noisy", "others used 0.9"),
+        ([], 0.0, "unstable", "variant had not settled when its warm-up ended; fp32 had not settled"),
+        (["others used 0.9"], 0.0, "noisy", "others used 0.9; variant had not settled"),
+    ],
+)
+def test_verdicts(
+    disturbances: list[str], warmup_seconds: float, verdict: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(latency, "Watch", seen(*disturbances))
+    protocol = Protocol(rounds=6, block_seconds=0.01, warmup_seconds=warmup_seconds, seed=0)
+    result = latency.measure({"variant": sleeper(2), "fp32": sleeper(2)}, batch_size=1, protocol=protocol)
+    assert (result["verdict"], result["verdict_reason"].startswith(reason)) == (verdict, True)
+    assert bool(result["verdict_reason"]) == (verdict != "ok")
+
+
+def test_a_trend_is_told_from_noise() -> None:
+    rng = np.random.default_rng(11)
+    noise = [blocks(rng, 16, 5, 5.0, 0.06) for _ in range(300)]
+    flagged = sum(
+        bool(latency.trends(as_samples(one, other))) for one, other in zip(noise[::2], noise[1::2], strict=True)
+    )
+    assert flagged <= 3, "noise was taken for a trend"
+    drift = np.linspace(0.95, 1.05, 16)[:, None]
+    both = as_samples(drift * blocks(rng, 16, 5, 5.0, 0.02), drift * blocks(rng, 16, 5, 5.0, 0.02))
+    assert [text.split(" by ")[0] for text in latency.trends(both)] == ["the latency rose"]
+    one = as_samples(drift * blocks(rng, 16, 5, 5.0, 0.02), blocks(rng, 16, 5, 5.0, 0.02))
+    assert [text.split(" by ")[0] for text in latency.trends(one)] == ["the latency rose", "the speed-up fell"]
+
+
+def test_a_trend_equals_scipys() -> None:
+    from scipy.stats import theilslopes
+
+    values = np.random.default_rng(0).normal(10, 1, size=21)
+    change, _ = latency.trend(values)
+    assert change == pytest.approx(theilslopes(values).slope * 20 / np.median(values))
+    assert latency.trend(np.arange(1.0, 7.0))[1] == pytest.approx(15 / np.sqrt(6 * 5 * 17 / 18))
+
+
+def test_passes_are_timed_by_themselves() -> None:
+    protocol = Protocol(rounds=6, block_seconds=0.01, warmup_seconds=0.1, seed=0)
+    calls = {"variant": sleeper(1), "fp32": sleeper(1)}
+    result = latency.measure(calls, batch_size=1, protocol=protocol, passes={"end_to_end": sleeper(6)})
+    assert 6 <= result["end_to_end_p50_ms"] < 12
+    assert result["latency_p50_ms"] < 6
+
+
+def test_the_noise_floor_is_the_farther_end() -> None:
+    assert latency.noise_floor({"speedup_ci_low": 0.96, "speedup_ci_high": 1.01}) == pytest.approx(0.04)
+    assert latency.noise_floor({"speedup_ci_low": 1.01, "speedup_ci_high": 1.02}) == pytest.approx(0.02)
 
 
 def test_the_control_of_a_call_against_itself_finds_nothing() -> None:

@@ -18,11 +18,11 @@ if __name__ == "__main__":
         from dinoquant.allocator import keep_freed_memory
 
         allocator = keep_freed_memory()  # before PyTorch allocates anything
-        from dinoquant.latency import Protocol, measure
+        from dinoquant.latency import Protocol, measure, noise_floor
         from dinoquant.recipes.base import engine
         from dinoquant.runtimes import TORCHSCRIPT, files
         from dinoquant.runtimes.remote import RemoteModel
-        from dinoquant.torchscript import as_call, load, random_images, set_up
+        from dinoquant.torchscript import as_call, as_device_call, load, preparation, random_images, set_up
 
         config, wildcards = snakemake.params.config, snakemake.wildcards
         batch_size, device = int(wildcards.batch), wildcards.device
@@ -34,11 +34,16 @@ if __name__ == "__main__":
         for file in (*files(model), fp32):
             read_through(file)  # so that no page of it has to come from the disk
         images = random_images(batch_size, card["image_size"], device, config["seed"])
+        prepare = preparation(batch_size, card, device)
+        passes = {"preprocess": prepare, "end_to_end": lambda: prepare() + call()}
         runtime = {"name": card["runtime"]}
         # Loading packs quantized weights for the engine in force, and PyTorch's default need not be the variant's.
         with engine(card["engine"]) if card["engine"] else nullcontext(), ExitStack() as stack, span("measure"):
             if card["runtime"] == TORCHSCRIPT:
-                call = as_call(partial(load(model, device), images), device)
+                run = partial(load(model, device), images)
+                call = as_call(run, device)
+                if device == "cuda":
+                    passes["device"] = as_device_call(run)
             else:
                 remote = RemoteModel(model, batch_size=batch_size, threads=threads, timed=True)
                 runtime |= stack.enter_context(remote).about()
@@ -48,7 +53,11 @@ if __name__ == "__main__":
                 {"variant": call, "fp32": as_call(partial(load(fp32, device), images), device)},
                 batch_size=batch_size,
                 protocol=Protocol(config["rounds"], config["block_seconds"], config["warmup_seconds"], config["seed"]),
+                passes=passes,
+                probe=preparation(1, card, device),
             )
+        if wildcards.variant == "fp32":
+            result["noise_floor"] = noise_floor(result)
         identity = {"variant": wildcards.variant, "device": device, "threads": threads, "engine": card["engine"]}
         write_json(
             snakemake.output.json, {**identity, "runtime": runtime, "fixed": fixed, **result, "machine": describe()}

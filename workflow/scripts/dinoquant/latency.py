@@ -17,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from dinoquant.watch import Watch
+
 ARMS = ("variant", "fp32")
 CONFIDENCE = 0.95
 RESAMPLES = 2000
@@ -29,6 +31,11 @@ SPECIALISING_CALLS = 2
 MIN_CALLS_FOR_UNTIMED = 10
 STEADY_GROUP_SECONDS = 0.1
 STEADY_TOLERANCE = 0.05
+MIN_CALLS_OF_PASS = 5
+# A trend is what chance would hardly make of as many rounds, and what changes a median by more than this from the first
+# round to the last.
+TREND_Z = 2.58  # p = 0.01
+TREND_SIZE = 0.05
 
 Call = Callable[[], float]
 Samples = dict[str, list[list[float]]]
@@ -53,20 +60,43 @@ class Warmup(NamedTuple):
     call_seconds: float
 
 
-def measure(calls: Mapping[str, Call], *, batch_size: int, protocol: Protocol) -> dict[str, Any]:
-    """Time the calls "variant" and "fp32" side by side and return samples and statistics for JSON.
+def measure(
+    calls: Mapping[str, Call],
+    *,
+    batch_size: int,
+    protocol: Protocol,
+    passes: Mapping[str, Call] | None = None,
+    probe: Call | None = None,
+) -> dict[str, Any]:
+    """Time the calls "variant" and "fp32" side by side and return samples, statistics and a verdict for JSON.
 
     A call runs its model once, on an input of ``batch_size`` images that is ready, and returns the milliseconds it
     took; the model may live in another process, as long as that process does the timing. With both calls made from the
     same file (loaded twice) this is the A/A control: its speed-up should be 1.
+
+    ``passes`` are further calls, by name; each is timed by itself after the rounds, and its median is ``NAME_p50_ms``.
+
+    ``probe`` runs between the rounds: a short piece of work, the same in every timing, that tells how fast the machine
+    was just then.
+
+    The verdict is "noisy" if the machine did too much else during the rounds (`dinoquant.watch`), "unstable" if a call
+    time never settled or went on changing (`trends`), otherwise "ok".
     """
     started = time.time()
     with _no_garbage_collection():
         warmups = {arm: warm_up(calls[arm], protocol.warmup_seconds) for arm in ARMS}
         counts = {arm: calls_per_block(warmups[arm].call_seconds, protocol.block_seconds) for arm in ARMS}
-        samples, first = interleave(calls, counts, protocol)
+        watch = Watch(probe)
+        samples, first = interleave(calls, counts, protocol, watch.look)
+        seen = watch.report()
+        medians = {f"{name}_p50_ms": run_pass(call, protocol) for name, call in (passes or {}).items()}
+    noise = seen["disturbances"]
+    unrest = [f"{arm} had not settled when its warm-up ended" for arm in ARMS if not warmups[arm].steady]
+    unrest += trends(samples)
     return {
         "batch_size": batch_size,
+        "verdict": "noisy" if noise else "unstable" if unrest else "ok",
+        "verdict_reason": "; ".join(noise + unrest),
         "protocol": {
             "rounds": protocol.rounds,
             "block_seconds": protocol.block_seconds,
@@ -81,9 +111,46 @@ def measure(calls: Mapping[str, Call], *, batch_size: int, protocol: Protocol) -
         "first": first,
         "warmup": {arm: {"calls": w.calls, "seconds": w.seconds, "steady": w.steady} for arm, w in warmups.items()},
         **summarise(samples, batch_size, protocol.seed),
+        **medians,
+        "watch": seen,
         "started": started,
         "finished": time.time(),
     }
+
+
+def noise_floor(result: Mapping[str, Any]) -> float:
+    """Return how far from 1 the speed-up of an A/A control may be, as a fraction: by its interval."""
+    return float(max(abs(result["speedup_ci_low"] - 1), abs(result["speedup_ci_high"] - 1)))
+
+
+def run_pass(call: Call, protocol: Protocol) -> float:
+    """Return the median ms of about as many calls as a block has, five at least, after an untimed one."""
+    count = max(MIN_CALLS_OF_PASS, calls_per_block(call() / 1e3, protocol.block_seconds))
+    return float(np.median([call() for _ in range(count)]))
+
+
+def trends(samples_ms: Samples) -> list[str]:
+    """Return in words what rose or fell from round to round: the variant's latency, its speed-up."""
+    variant, fp32 = (np.median(samples_ms[arm], axis=1) for arm in ARMS)
+    found = []
+    for what, values in (("the latency", variant), ("the speed-up", fp32 / variant)):
+        change, z = trend(values)
+        if abs(change) > TREND_SIZE and abs(z) > TREND_Z:
+            found.append(f"{what} {'rose' if change > 0 else 'fell'} by {abs(change):.0%} over the rounds")
+    return found
+
+
+def trend(values: NDArray[np.float64]) -> tuple[float, float]:
+    """Return how much ``values`` change from the first to the last, as a fraction of their median, and how surely.
+
+    By the Theil-Sen slope (Sen, "Estimates of the regression coefficient based on Kendall's tau", 1968) and the
+    standard score of Mann's rank test against trend (1945). SciPy has both, but its import takes as long as two blocks.
+    """
+    n = len(values)
+    early, late = np.triu_indices(n, 1)
+    rises = values[late] - values[early]
+    change = np.median(rises / (late - early)) * (n - 1) / np.median(values)
+    return float(change), float(np.sign(rises).sum() / np.sqrt(n * (n - 1) * (2 * n + 5) / 18))
 
 
 @contextmanager
@@ -136,12 +203,18 @@ def untimed_calls(calls: int) -> int:
     return 1 if calls >= MIN_CALLS_FOR_UNTIMED else 0
 
 
-def interleave(calls: Mapping[str, Call], counts: Mapping[str, int], protocol: Protocol) -> tuple[Samples, list[str]]:
-    """Return the samples in ms, per arm and round, and which arm went first in each round (by the protocol's seed)."""
+def interleave(
+    calls: Mapping[str, Call], counts: Mapping[str, int], protocol: Protocol, between: Callable[[], None]
+) -> tuple[Samples, list[str]]:
+    """Return the samples in ms, per arm and round, and which arm went first in each round (by the protocol's seed).
+
+    ``between`` is called before each round.
+    """
     variant_first = np.random.default_rng(protocol.seed).integers(2, size=protocol.rounds)
     samples: Samples = {arm: [] for arm in ARMS}
     first = []
     for flip in tqdm(variant_first, desc="rounds", disable=None):
+        between()
         order = ARMS if flip else ARMS[::-1]
         first.append(order[0])
         for arm in order:

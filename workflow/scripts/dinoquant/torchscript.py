@@ -1,12 +1,14 @@
 """Run TorchScript files as they are timed: PyTorch set up alike for every model, and a model as a call to be timed."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from dinoquant.preprocess import preprocess
 
 
 def set_up(threads: int) -> dict[str, Any]:
@@ -56,3 +58,25 @@ def as_call(run: Callable[[], object], device: str) -> Callable[[], float]:
         return (time.perf_counter_ns() - start) / 1e6
 
     return call
+
+
+def as_device_call(run: Callable[[], object]) -> Callable[[], float]:
+    """Return a function that runs ``run`` once and returns the ms that the GPU worked on it, by its own clock."""
+
+    @torch.inference_mode()
+    def call() -> float:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        torch.cuda.synchronize()
+        start.record()
+        run()
+        end.record()
+        torch.cuda.synchronize()
+        return float(start.elapsed_time(end))
+
+    return call
+
+
+def preparation(batch_size: int, card: Mapping[str, Any], device: str) -> Callable[[], float]:
+    """Return the call that makes a model's input out of ``batch_size`` uint8 images of 64 x 64 pixels on the host."""
+    images = torch.randint(256, (batch_size, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return as_call(lambda: preprocess(images.to(device), card["image_size"], card["mean"], card["std"]), device)
