@@ -107,7 +107,8 @@ def onnx(network: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def converted(onnx: Path, folder: Path, runtime: str, recipe: str, **options: Any) -> Path:
     """Make a model as the workflow does, with its card beside it."""
     path = folder / f"model{runtimes.RUNTIMES[runtime].suffixes[0]}"
-    card = {"variant": "x", "runtime": runtime, "recipe": recipe, "options": options, "image_size": SIZE}
+    card = {"variant": "x", "runtime": runtime, "recipe": recipe, "options": options}
+    card |= {"architecture": ARCHITECTURE, "image_size": SIZE}
     images = torch.randn(4, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1)).numpy()
     with Remote(runtime, 1) as process:
         process.ask("convert", images, source=str(onnx), target=str(path), card=card)
@@ -172,3 +173,19 @@ def test_footprint_is_that_of_the_model_alone(onnx: Path, tmp_path: Path) -> Non
     assert found["first_inference_ms"] > 0
     assert 0 < found["peak_rss_mb"] < 500
     assert found["baseline_rss_mb"] > 20
+
+
+@pytest.mark.skipif(bool(runtimes.missing("inductor")), reason=str(runtimes.missing("inductor")))
+def test_inductor_int8_takes_any_batch_size(network: Any, tmp_path: Path) -> None:
+    torch.save(network.state_dict(), tmp_path / "state_dict.pt")
+    path = converted(tmp_path / "state_dict.pt", tmp_path, "inductor", "int8-pt2e")
+    images = torch.randn(16, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        expected = network(images)
+    with RemoteModel(path, batch_size=16, threads=2) as remote_model:
+        together = remote_model(images)
+        assert (together - expected).abs().max() < 0.2 * expected.abs().max()
+        assert (together - expected).abs().max() > 1e-3 * expected.abs().max(), "nothing was quantized"
+    with RemoteModel(path, batch_size=1, threads=2) as remote_model:
+        alone = torch.cat([remote_model(image[None]) for image in images])
+    assert (together - alone).abs().max() < 0.1 * expected.abs().max()

@@ -1,0 +1,83 @@
+"""Variants of other runtimes: a run with some, what they depend on, and a run without their environment."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from test_staleness import AGGREGATE, append, whole
+
+from conftest import ROOT, Checkout
+from dinoquant import runtimes
+
+PEERS = {
+    "ort": {"runtime": "onnxruntime", "recipe": "int8-static"},
+    "ov": {"runtime": "openvino", "recipe": "int8-nncf", "rest": "bf16"},
+}
+OVERLAY = {"variants": {"int8-static": None, **PEERS}}
+ADDED = {"export_onnx", "convert_onnxruntime variant=ort", "convert_openvino variant=ov"}
+ADDED |= whole(*PEERS) - {f"quantize variant={variant}" for variant in PEERS}
+
+
+def summary(run: Checkout) -> dict[str, dict[str, str]]:
+    with (run.folder / "results/summary.csv").open(newline="") as stream:
+        return {row["variant"]: row for row in csv.DictReader(stream)}
+
+
+@pytest.fixture(scope="module")
+def with_peers(finished: Checkout, tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+    """The finished run with two peers added to it."""
+    if reason := runtimes.missing("openvino"):
+        pytest.skip(reason)
+    run = finished.copy(tmp_path_factory.mktemp("peers") / "workflow")
+    (run.folder / ".venv-peers").symlink_to(ROOT / ".venv-peers")
+    assert set(run.stale(overlay=OVERLAY)) == ADDED | AGGREGATE, "a new peer runs what is its own"
+    done = run.snakemake(overlay=OVERLAY)
+    assert done.returncode == 0, done.stdout
+    return run
+
+
+def test_peers_have_rows_like_any_other(with_peers: Checkout) -> None:
+    rows, results = summary(with_peers), with_peers.folder / "results"
+    for variant, options in PEERS.items():
+        row = rows[variant]
+        assert row["status"] != "unsupported"
+        assert row["runtime"] == options["runtime"]
+        assert float(row["speedup"]) > 0
+        assert float(row["peak_rss_mb"]) > 0
+        assert 0.9 < float(row["cosine_mean"]) < 0.99999
+        assert row["quantized_modules"] == ""
+        timing = json.loads((results / f"latency/cpu/{variant}/batch1.json").read_text())
+        assert timing["runtime"]["name"] == options["runtime"]
+        assert timing["runtime"][options["runtime"]][0].isdigit()  # its version
+        assert timing["runtime"]["allocator"] == timing["fixed"]["allocator"]
+    size = sum((results / f"models/ov/model{suffix}").stat().st_size for suffix in (".xml", ".bin"))
+    assert float(rows["ov"]["size_mb"]) == pytest.approx(size / 1e6, rel=1e-4)
+    assert "ort" in (results / "report.html").read_text()
+
+
+def test_nothing_is_stale_and_what_changes_concerns_one_runtime(with_peers: Checkout, tmp_path: Path) -> None:
+    run = with_peers.copy(tmp_path / "workflow")
+    assert set(run.stale(overlay=OVERLAY)) == set()
+    append(run, "workflow/scripts/dinoquant/runtimes/openvino.py")
+    ours = {job for job in ADDED if "variant=ov" in job}
+    assert set(run.stale(overlay=OVERLAY)) == ours | AGGREGATE
+
+
+def test_the_peers_lock(with_peers: Checkout, tmp_path: Path) -> None:
+    run = with_peers.copy(tmp_path / "workflow")
+    append(run, "envs/peers.lock")
+    assert set(run.stale(overlay=OVERLAY)) == ADDED | AGGREGATE
+
+
+def test_without_the_environment_rows_say_how_to_get_it(run: Checkout) -> None:
+    assert not (run.folder / ".venv-peers").exists()
+    overlay = {"variants": {**PEERS}}
+    assert set(run.stale(overlay=overlay)) == AGGREGATE
+    done = run.snakemake(overlay=overlay)
+    assert done.returncode == 0, done.stdout
+    for row in map(summary(run).get, PEERS):
+        assert (row["status"], row["latency_p50_ms"], row["size_mb"]) == ("unsupported", "", "")
+        assert row["reason"] == "the peers' environment is missing: make peers"
+    assert "make peers" in (run.folder / "results/report.html").read_text()
+    assert "make peers" in done.stdout
