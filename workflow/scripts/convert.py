@@ -1,10 +1,9 @@
-"""Make one variant's model for another runtime, in that runtime's environment, and check it against fp32."""
+"""Make one variant's model for another runtime, and check it against fp32."""
 
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dinoquant.files import atomic, read_json, write_json
+from dinoquant.files import read_json
 from dinoquant.job import job, span
 from dinoquant.machine import compute_threads
 
@@ -14,34 +13,22 @@ if TYPE_CHECKING:
 if __name__ == "__main__":
     with job(snakemake):
         from dinoquant.preprocess import calibration_images
-        from dinoquant.runtimes import files, recipe_of
-        from dinoquant.runtimes.check import require_alike
-        from dinoquant.runtimes.remote import Remote
+        from dinoquant.runtimes import recipe_of
+        from dinoquant.runtimes.convert import convert
 
-        variant, options = snakemake.wildcards.variant, snakemake.params.config["options"]
-        info = read_json(snakemake.input.info)
-        threads = min(snakemake.threads, compute_threads())
-        card = {
-            "variant": variant,
-            "runtime": options["runtime"],
-            "recipe": options["recipe"],
-            "options": options,
-            **{key: info[key] for key in ("architecture", "image_size", "mean", "std")},
-            "engine": None,
-        }
+        options, inputs = snakemake.params.config["options"], snakemake.input
+        info = read_json(inputs.info)
         images = None
         if recipe_of(options).calibrated:
-            images = calibration_images(snakemake.input.images, snakemake.input.manifest, info).numpy()
-        target = Path(snakemake.output.model)
-        with tempfile.TemporaryDirectory(prefix=".partial-", dir=target.parent) as folder:
-            made = Path(folder) / target.name
-            with span("quantize"), Remote(options["runtime"], threads) as process:
-                card["versions"] = process.about()
-                process.ask(
-                    "convert", images, source=str(Path(snakemake.input.source).resolve()), target=str(made), card=card
-                )
-            write_json(made.with_name("card.json"), card)
-            require_alike(made, Path(snakemake.input.fp32), threads)
-            for file in (*reversed(files(made)), made.with_name("card.json")):
-                with atomic(target.with_name(file.name)) as partial:
-                    file.replace(partial)
+            images = calibration_images(inputs.images, inputs.manifest, info).numpy()
+        with span("quantize"):
+            convert(
+                Path(inputs.source),
+                Path(snakemake.output.model),
+                snakemake.wildcards.variant,
+                options,
+                info,
+                fp32=Path(inputs.fp32),
+                images=images,
+                threads=min(snakemake.threads, compute_threads()),
+            )

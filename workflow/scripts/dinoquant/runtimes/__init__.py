@@ -1,7 +1,7 @@
 """The table of runtimes: the file that each runs, its recipes, and what it needs. Imports none of them.
 
-`torchscript` is the pipeline's own; the others are peers to compare it with. Each of these has a module of its name
-here, which makes its files and runs them, in a process of its own (`dinoquant.runtimes.worker`).
+`torchscript` is the pipeline's own; the others are peers to compare it with. Each has a module of its name here, which
+makes its files and runs them, in a process of its own (`dinoquant.runtimes.worker`).
 """
 
 import os
@@ -38,7 +38,7 @@ def _peer(*recipes: str, calibrated: str) -> dict[str, Recipe]:
 
 
 RUNTIMES: Mapping[str, Runtime] = {
-    TORCHSCRIPT: Runtime((".pt",), RECIPES),
+    TORCHSCRIPT: Runtime((".pt",), RECIPES, libraries=("torch",)),
     "onnxruntime": Runtime(
         (".onnx",), _peer("fp32", "int8-dynamic", calibrated="int8-static"), libraries=("onnxruntime",), peer=True
     ),

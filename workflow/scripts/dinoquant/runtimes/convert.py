@@ -1,0 +1,87 @@
+"""Make another runtime's model in that runtime's environment, and check it against the model it is made of."""
+
+import logging
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dinoquant.export import TOLERANCE_FLOAT32, TOLERANCE_REDUCED, load, require_close
+from dinoquant.files import atomic, write_json
+from dinoquant.model_file import BESIDE, read_card
+from dinoquant.runtimes import files
+from dinoquant.runtimes.remote import Remote, RemoteModel
+from dinoquant.runtimes.worker import Array
+
+log = logging.getLogger("dinoquant")
+
+BATCHES = (1, 16)
+# Relative to the largest feature. What int8 does to features is for the accuracy to say, not for this.
+TOLERANCES = {"fp32": TOLERANCE_FLOAT32, "bf16": TOLERANCE_REDUCED}
+
+
+def convert(
+    source: Path,
+    target: Path,
+    variant: str,
+    options: Mapping[str, Any],
+    info: Mapping[str, Any],
+    *,
+    fp32: Path,
+    images: Array | None,
+    threads: int,
+) -> None:
+    """Write the model ``target``, with its card beside it, complete or not at all.
+
+    Args:
+        source: the ONNX file, or the float32 weights for inductor.
+        options: the variant's, with its runtime and recipe.
+        info: the float model's `info.json`.
+        fp32: the TorchScript file to check the result against.
+        images: for the calibration: float32 ``[N, 3, S, S]``, normalised; None for recipes without.
+
+    Raises UserError and RuntimeError as `Remote` and `require_alike` do.
+    """
+    card = {
+        "variant": variant,
+        "runtime": options["runtime"],
+        "recipe": options["recipe"],
+        "options": dict(options),
+        **{key: info[key] for key in ("architecture", "image_size", "mean", "std")},
+        "engine": None,
+    }
+    with tempfile.TemporaryDirectory(prefix=".partial-", dir=target.parent) as folder:
+        made = Path(folder) / target.name
+        with Remote(options["runtime"], threads) as process:
+            card["versions"] = process.about()
+            process.ask("convert", images, source=str(source.resolve()), target=str(made), card=card)
+        write_json(made.with_name(BESIDE), card)
+        require_alike(made, fp32, threads)
+        for file in (*reversed(files(made)), made.with_name(BESIDE)):
+            with atomic(target.with_name(file.name)) as partial:
+                file.replace(partial)
+
+
+def require_alike(model: Path, fp32: Path, threads: int) -> None:
+    """Run ``model`` at batch sizes 1 and 16 beside the TorchScript file ``fp32``, on random images.
+
+    Raises RuntimeError if it yields anything but a finite feature vector for each image, or if a float model's features
+    differ from fp32's by more than rounding.
+    """
+    card = read_card(model)
+    size = card["image_size"]
+    images = torch.randn(max(BATCHES), 3, size, size, generator=torch.Generator().manual_seed(0))
+    reference = load(fp32)
+    for batch_size in BATCHES:
+        with torch.no_grad():
+            expected = reference(images[:batch_size])
+        with RemoteModel(model, batch_size=batch_size, threads=threads) as remote:
+            found = remote(images[:batch_size])
+        if found.shape != expected.shape or not found.isfinite().all():
+            raise RuntimeError(f"{card['variant']} yields {list(found.shape)}, finite: {bool(found.isfinite().all())}")
+        if card["recipe"] in TOLERANCES:
+            require_close(found, expected, TOLERANCES[card["recipe"]], f"{card['variant']} and fp32")
+        away = float((found - expected).abs().max() / expected.abs().max())
+        log.debug("at batch size %d, features are up to %.2g of the largest away from fp32's", batch_size, away)
