@@ -67,7 +67,7 @@ rule recommend:
                 "budget": config["budget"],
                 "devices": DEVICES,
                 "batch_size": config["figures"]["batch_size"] or min(BATCH_SIZES),
-                "artifacts": {variant: f"results/models/{variant}/model.pt" for variant in VARIANTS},
+                "artifacts": {variant: artifact(variant) for variant in VARIANTS if artifacts(variant)},
                 "substitutes": SUBSTITUTES,
             }
         ),
