@@ -1,15 +1,16 @@
-"""The workflow on a real Slurm of one node: its jobs go through it, timings are alone there, failures are explained."""
+"""The workflow on a real Slurm of two nodes: who runs where, what is alone, and what becomes of jobs in trouble."""
 
 import csv
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -17,8 +18,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from dinoquant.generate import generate
+from dinoquant.machine import cuda_devices
+from httpserver import serve
+
 ROOT = Path(__file__).parents[2]
 SLURM = Path(__file__).with_name("slurm.sh")
+JOBS = Path(__file__).with_name("jobs.smk")
 PROFILE = ROOT / "profiles" / "slurm"
 SMALL = [ROOT / "config" / "demo.yaml", ROOT / "tests" / "small.yaml"]
 SUBMITTED = {
@@ -26,11 +32,11 @@ SUBMITTED = {
     "export_fp32",
     "quantize",
     "extract_features",
-    "evaluate_accuracy",
     "measure_latency",
     "measure_footprint",
     "measure_machine",
 }
+GROUPED = "accuracy_evaluate_accuracy"  # the group, and the rule of its members
 TIMED = {"measure_latency", "measure_footprint", "measure_machine"}
 # With fp32, which is always there, the fewest jobs that a whole run can have.
 VARIANT = "int8-dynamic-linear"
@@ -38,6 +44,7 @@ VARIANT = "int8-dynamic-linear"
 # 10 s longer, and a run ends only after the wait that has begun.
 POLL_SECONDS = 8
 FAILURE_POLL_SECONDS = 14
+WAIT_SECONDS = 60  # for a job to begin
 
 MISSING = [
     command
@@ -49,56 +56,91 @@ pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"no Slurm here (apt-get i
 
 @dataclass(frozen=True)
 class Job:
-    """What Slurm's controller knows about a finished job; times in whole seconds."""
+    """What Slurm's controller knows about a job that has ended; times in whole seconds."""
 
     rule: str
+    name: str
+    comment: str
     state: str
+    folder: Path
+    node: str
     start: datetime
     end: datetime
-    cpus: int
+    memory_mb: int
+    minutes: int
     exclusive: bool
 
 
-@dataclass(frozen=True)
 class Cluster:
-    """A running cluster: the environment in which its commands come first on PATH."""
+    """A running cluster."""
 
-    env: Mapping[str, str]
+    def __init__(self, folder: Path) -> None:
+        # Its commands come first on PATH.
+        self.env: Mapping[str, str] = {**os.environ, "PATH": f"{folder}/bin:{os.environ['PATH']}"}
 
     def ask(self, *command: str) -> str:
         """Run one of Slurm's commands and return what it says."""
         return subprocess.run(command, env=self.env, check=True, text=True, stdout=subprocess.PIPE, timeout=30).stdout
 
-    def jobs(self) -> list[Job]:
-        """Return the jobs that the controller has seen so far."""
-        return [
-            _job(line) for line in self.ask("scontrol", "show", "job", "--oneliner").splitlines() if "JobId=" in line
-        ]
+    def jobs(self, folder: Path | None = None) -> list[Job]:
+        """Return the ended jobs, all of them or those of the runs in a folder, first come first."""
+        said = self.ask("scontrol", "show", "job", "--oneliner").splitlines()
+        jobs = [_job(line) for line in said if "JobId=" in line and not re.search("JobState=(PENDING|RUNNING)", line)]
+        return sorted((job for job in jobs if folder in (None, job.folder)), key=lambda job: job.start)
 
-    def snakemake(self, directory: Path, poll: int, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-        """Run the workflow in a directory with the cluster's profile, stdout and stderr together."""
+    def start(self, folder: Path, poll: int, *arguments: str | Path) -> "Run":
+        """Begin a run of the workflow, or of the one named by --snakefile, in a folder with the cluster's profile."""
         command = [
             Path(sys.executable).with_name("snakemake"),
             *("--workflow-profile", PROFILE),
-            *("--directory", directory),
+            *("--directory", folder),
             *("--slurm-init-seconds-before-status-checks", str(poll)),
             *arguments,
         ]
-        return subprocess.run(
-            command, cwd=ROOT, env=self.env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=500
-        )
+        output = folder / "output.txt"
+        with output.open("w") as stream:
+            process = subprocess.Popen(command, cwd=ROOT, env=self.env, stdout=stream, stderr=subprocess.STDOUT)
+        return Run(process, folder, output)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of Snakemake that has begun, its stdout and stderr together in a file."""
+
+    process: subprocess.Popen[bytes]
+    folder: Path
+    output: Path
+
+    def end(self) -> tuple[int, str]:
+        """Wait for it; return its exit status and what it printed."""
+        return self.process.wait(timeout=400), self.output.read_text()
 
 
 def _job(line: str) -> Job:
     fields = dict(field.split("=", 1) for field in line.split() if "=" in field)
+    days, clock = re.fullmatch(r"(?:(\d+)-)?(.*)", fields["TimeLimit"]).groups()
+    hours, minutes, _ = map(int, clock.split(":"))
+    number, unit = re.fullmatch(r"([\d.]+)([MG])", fields["MinMemoryNode"]).groups()
     return Job(
-        rule=re.sub(r"^rule_|_wildcards_.*$", "", fields["Comment"]),
+        rule=re.sub(r"^(rule|group)_|_wildcards_.*$", "", fields["Comment"]),
+        name=fields["JobName"],
+        comment=fields["Comment"],
         state=fields["JobState"],
+        folder=Path(fields["WorkDir"]),
+        node=fields["NodeList"],
         start=datetime.fromisoformat(fields["StartTime"]),
         end=datetime.fromisoformat(fields["EndTime"]),
-        cpus=int(fields["NumCPUs"]),
+        memory_mb=round(float(number) * {"M": 1, "G": 1024}[unit]),
+        minutes=(int(days or 0) * 24 + hours) * 60 + minutes,
         exclusive=fields["OverSubscribe"] == "NO",
     )
+
+
+def _wait(condition: Callable[[], object], what: str) -> None:
+    end = time.monotonic() + WAIT_SECONDS
+    while not condition():
+        assert time.monotonic() < end, f"after {WAIT_SECONDS} s there is no {what}"
+        time.sleep(0.2)
 
 
 def _slurm(action: str, folder: Path, **env: str) -> subprocess.CompletedProcess[str]:
@@ -126,22 +168,29 @@ def cluster() -> Iterator[Cluster]:
     path = Path(tempfile.mkdtemp(prefix="slurm-"))
     started = _slurm("start", path)
     assert started.returncode == 0, started.stdout
-    yield Cluster({**os.environ, "PATH": f"{path}/bin:{os.environ['PATH']}"})
+    yield Cluster(path)
     stopped = _slurm("stop", path)
     assert (stopped.returncode, stopped.stdout) == (0, "")
-    assert _slurm("status", path).stdout.count("not running") == 3
+    assert _slurm("status", path).stdout.count("not running") == 4
     shutil.rmtree(path)
 
 
 @pytest.fixture(scope="module")
-def directory(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def troubles(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run of jobs in trouble. It takes as long as Slurm's shortest time limit, so the real run goes on beside it."""
+    folder = tmp_path_factory.mktemp("troubles")
+    return cluster.start(folder, FAILURE_POLL_SECONDS, "--snakefile", JOBS)
+
+
+@pytest.fixture(scope="module")
+def directory(cluster: Cluster, troubles: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The working directory of a small run on the cluster that has ended well."""
     directory = tmp_path_factory.mktemp("run")
     presets = yaml.safe_load((ROOT / "config" / "config.yaml").read_text())["variants"]
     overlay = directory / "overlay.yaml"
     overlay.write_text(yaml.safe_dump({"variants": dict.fromkeys(presets.keys() - {"fp32", VARIANT})}))
-    run = cluster.snakemake(directory, POLL_SECONDS, "--configfile", *SMALL, overlay)
-    assert run.returncode == 0, run.stdout
+    status, output = cluster.start(directory, POLL_SECONDS, "--configfile", *SMALL, overlay).end()
+    assert status == 0, output
     return directory
 
 
@@ -168,47 +217,151 @@ def test_results_are_complete(directory: Path) -> None:
 
 
 def test_large_jobs_go_through_slurm_and_small_ones_do_not(cluster: Cluster, directory: Path) -> None:
-    jobs = cluster.jobs()
+    jobs = cluster.jobs(directory)
 
-    assert {job.rule for job in jobs} == SUBMITTED
+    assert {job.rule for job in jobs} == SUBMITTED | {GROUPED}
     assert {job.state for job in jobs} == {"COMPLETED"}
-    assert cluster.ask("squeue", "--noheader") == ""
+    assert {job.node for job in jobs} <= {"cpu1", "gpu1"}
 
 
-def test_timings_are_alone_on_their_node(cluster: Cluster, directory: Path) -> None:
+def test_small_jobs_share_a_place_in_the_queue(cluster: Cluster, directory: Path) -> None:
+    assert [job.rule for job in cluster.jobs(directory)].count(GROUPED) == 1
+    assert len(list((directory / "results" / "accuracy").iterdir())) == 2
+
+
+def test_timings_are_alone_on_their_node(cluster: Cluster, directory: Path, troubles: Run) -> None:
+    troubles.end()
     jobs = cluster.jobs()
-    timings = [job for job in jobs if job.rule in TIMED]
+    timings = [job for job in jobs if job.folder == directory and job.rule in TIMED]
 
     assert {job.rule for job in timings} == TIMED
     for timing in timings:
         assert timing.exclusive
-        others = [job for job in jobs if job is not timing]
+        others = [job for job in jobs if job is not timing and job.node == timing.node]
         assert not [job for job in others if job.start < timing.end and timing.start < job.end]
 
 
 def test_timings_use_all_processors_of_their_node(cluster: Cluster, directory: Path) -> None:
-    processors = int(cluster.ask("sinfo", "--noheader", "--format=%c"))
+    processors = set(cluster.ask("sinfo", "--Node", "--noheader", "--format=%c").split())
 
-    assert {row["threads"] for row in _summary(directory)} == {str(processors)}
+    assert {row["threads"] for row in _summary(directory)} == processors
 
 
-def test_failure_shows_its_message_and_its_logs(cluster: Cluster, tmp_path: Path) -> None:
-    checkpoint = tmp_path / "broken.pth"
-    checkpoint.write_bytes(b"not a checkpoint")
-    overlay = tmp_path / "broken.yaml"
-    overlay.write_text(yaml.safe_dump({"model": {"checkpoint": str(checkpoint)}}))
+def test_jobs_have_names_that_a_person_can_find(cluster: Cluster, directory: Path) -> None:
+    jobs = cluster.jobs(directory)
 
-    arguments: list[str | Path] = ["--retries", "0", "--until", "export_fp32", "--configfile", *SMALL, overlay]
-    run = cluster.snakemake(tmp_path, FAILURE_POLL_SECONDS, *arguments)
+    assert len({job.name for job in jobs}) == 1
+    assert jobs[0].name.startswith("dinoquant_")
+    assert {job.comment for job in jobs if job.rule == "quantize"} == {f"rule_quantize_wildcards_{VARIANT}"}
 
-    assert run.returncode != 0
-    assert "Error in rule export_fp32" in run.stdout
-    assert "SLURM status is: 'FAILED'" in run.stdout
-    logs = re.findall(r"\S+\.log", run.stdout.partition("Error in rule export_fp32")[2])
+
+def test_downloads_stay_on_the_head_node(cluster: Cluster, tmp_path: Path) -> None:
+    archive, overlay = tmp_path / "archive.zip", tmp_path / "overlay.yaml"
+    generate(archive, classes=2, train_per_class=1, val_per_class=1, seed=0)
+    with serve(archive.read_bytes()) as server:
+        overlay.write_text(yaml.safe_dump({"dataset": {"source": server.url}}))
+        status, output = cluster.start(tmp_path, 1, "download", "--configfile", *SMALL, overlay).end()
+
+    assert status == 0, output
+    assert (tmp_path / "resources" / "datasets" / "data.zip").read_bytes() == archive.read_bytes()
+    assert cluster.jobs(tmp_path) == []
+
+
+def test_gpu_jobs_go_to_the_node_with_a_gpu(cluster: Cluster, troubles: Run) -> None:
+    status, output = troubles.end()
+
+    assert status == 0, output
+    assert (troubles.folder / "gpu.txt").read_text() == "gpu1 0\n"  # 0: CUDA_VISIBLE_DEVICES
+
+
+@pytest.mark.parametrize(
+    ("rule", "state", "words"),
+    # OUT_OF_MEMORY where cgroups see to it.
+    [("over_its_memory", "FAILED", "exceeded memory limit"), ("over_its_time", "TIMEOUT", "DUE TO TIME LIMIT")],
+)
+def test_a_job_over_its_limit_is_named_and_tried_again_with_more(
+    rule: str, state: str, words: str, cluster: Cluster, troubles: Run
+) -> None:
+    _, output = troubles.end()
+    first, second = [job for job in cluster.jobs(troubles.folder) if job.rule == rule]
+
+    assert (first.state, second.state) == (state, "COMPLETED")
+    assert (second.memory_mb, second.minutes) > (first.memory_mb, first.minutes)
+    assert f"Error in rule {rule}" in output
+    assert f"SLURM status is: '{state}'" in output
+    assert words in output.partition(f"Error in rule {rule}")[2]
+    assert (troubles.folder / f"{rule.rpartition('_')[2]}.txt").read_text() == "done\n"
+
+
+@dataclass(frozen=True)
+class Failures:
+    """What three runs that met with failures printed: exit status and output."""
+
+    gpu: tuple[int, str]
+    node: tuple[int, str]
+    interrupted: tuple[int, str]
+    orphan: int
+    """The process id that the interrupted run's job had."""
+    left: str
+    """What was left of that run in the queue, once it had ended."""
+
+
+@pytest.fixture(scope="module")
+def failures(cluster: Cluster, directory: Path, troubles: Run, tmp_path_factory: pytest.TempPathFactory) -> Failures:
+    """Three runs side by side: one wants a GPU that PyTorch cannot use, one loses its node, one is interrupted."""
+    troubles.end()
+    overlay = directory / "overlay.yaml"
+    overlay.write_text(yaml.safe_dump(yaml.safe_load(overlay.read_text()) | {"devices": ["cpu", "cuda"]}))
+    target = "results/latency/cuda/fp32/batch1.json"
+    gpu = cluster.start(directory, FAILURE_POLL_SECONDS, target, "--configfile", *SMALL, overlay)
+    interrupted = cluster.start(tmp_path_factory.mktemp("endless"), 8, "--snakefile", JOBS, "endless")
+    node = cluster.start(tmp_path_factory.mktemp("node"), FAILURE_POLL_SECONDS, "--snakefile", JOBS, "loses_its_node")
+    pid = interrupted.folder / "endless.pid"
+    _wait(lambda: pid.exists() and pid.read_text(), "job that is to be interrupted")
+    _wait((node.folder / "node.txt").exists, "job that is to lose its node")
+    interrupted.process.send_signal(signal.SIGINT)
+    ended = interrupted.end()
+    left = cluster.ask("squeue", "--noheader", "--format=%k").splitlines().count("rule_endless")
+    cluster.ask("scontrol", "update", "NodeName=cpu1", "State=DOWN", "Reason=test")
+    try:
+        return Failures(gpu.end(), node.end(), ended, int(pid.read_text()), str(left))
+    finally:
+        cluster.ask("scontrol", "update", "NodeName=cpu1", "State=RESUME")
+
+
+@pytest.mark.skipif(cuda_devices() > 0, reason="this machine has a GPU: the job would not fail")
+def test_failure_shows_its_message_and_its_logs(cluster: Cluster, directory: Path, failures: Failures) -> None:
+    status, output = failures.gpu
+
+    assert status != 0
+    report = output.partition("Error in rule measure_latency")[2]
+    assert "SLURM status is: 'FAILED'" in report
+    logs = re.findall(r"\S+\.log", report)
     assert logs
-    assert all((tmp_path / log).exists() for log in logs)
-    assert "broken.pth" in run.stdout.partition("Error in rule export_fp32")[2]
-    assert cluster.ask("squeue", "--noheader") == ""
+    assert all((directory / log).exists() for log in logs)
+    assert "devices lists cuda, but PyTorch" in report
+    jobs = [job for job in cluster.jobs(directory) if job.state == "FAILED"]
+    assert [(job.rule, job.node, job.exclusive) for job in jobs] == [("measure_latency", "gpu1", True)] * 2
+    assert [(job.memory_mb, job.minutes) for job in jobs] == [(4000, 60), (8000, 120)]  # as the profile says
+
+
+def test_a_job_that_loses_its_node_is_made_again_elsewhere(cluster: Cluster, failures: Failures) -> None:
+    status, output = failures.node
+    first, second = [job for job in cluster.jobs() if job.rule == "loses_its_node"]
+
+    assert status == 0, output
+    assert [(job.state, job.node) for job in (first, second)] == [("NODE_FAIL", "cpu1"), ("COMPLETED", "gpu1")]
+    assert "failed due to a node failure" in output
+    assert (first.folder / "node.txt").read_text() == "gpu1\n"
+
+
+def test_interrupting_leaves_no_job_behind(cluster: Cluster, failures: Failures) -> None:
+    status, output = failures.interrupted
+
+    assert status != 0
+    assert "Terminating processes on user request" in output
+    assert failures.left == "0"
+    assert not Path(f"/proc/{failures.orphan}/exe").exists()
 
 
 def test_start_takes_the_next_port_when_one_is_taken(folder: Path) -> None:
@@ -217,7 +370,7 @@ def test_start_takes_the_next_port_when_one_is_taken(folder: Path) -> None:
         started = _slurm("start", folder, SLURM_TEST_PORT=str(port))
 
     assert started.returncode == 0, started.stdout
-    assert f"port {port} or {port + 1} is taken" in started.stdout
+    assert f"one of the ports {port} to {port + 2} is taken" in started.stdout
     assert _slurm("status", folder).returncode == 0
 
 
@@ -234,7 +387,7 @@ def test_stop_ends_running_jobs_and_daemons(folder: Path) -> None:
     assert _slurm("stop", folder).returncode == 0
 
     assert not Path(f"/proc/{pid}/exe").exists()
-    assert _slurm("status", folder).stdout.count("not running") == 3
+    assert _slurm("status", folder).stdout.count("not running") == 4
 
 
 def test_start_refuses_a_host_name_that_is_not_loopback(folder: Path, tmp_path: Path) -> None:
