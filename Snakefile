@@ -10,7 +10,7 @@ from yaml import safe_load
 min_version("9.0")
 
 sys.path.insert(0, str(Path(workflow.basedir) / "workflow" / "scripts"))
-from dinoquant.config import complete
+from dinoquant.config import complete, require_unique_keys
 from dinoquant.errors import UserError
 
 
@@ -19,6 +19,8 @@ configfile: str(Path(workflow.basedir) / "config" / "config.yaml")
 
 
 try:
+    for file in workflow.configfiles:
+        require_unique_keys(file)
     schema = Path(workflow.basedir) / "workflow" / "schemas" / "config.schema.yaml"
     config.update(complete(config, safe_load(schema.read_text())))
 except UserError as error:

@@ -2,11 +2,15 @@
 
 import csv
 import json
+import struct
+import zlib
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from PIL import Image
     from timm.models import VisionTransformer
     from torch import Tensor
 
@@ -180,6 +184,21 @@ def photographs(count: int, seed: int) -> "Tensor":
 
     pixels = torch.randint(0, 256, (count, 3, 32, 32), generator=torch.Generator().manual_seed(seed))
     return pixels / 127.5 - 1
+
+
+def encoded(image: "Image.Image", kind: str = "JPEG") -> bytes:
+    """Return the file of an image."""
+    stream = BytesIO()
+    image.save(stream, kind)
+    return stream.getvalue()
+
+
+def header_only(width: int, height: int) -> bytes:
+    """Return a PNG that promises an image of that size and has no pixels."""
+    chunks = (b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0), b"IDAT")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in chunks
+    )
 
 
 def _write(path: Path, content: Any) -> Path:

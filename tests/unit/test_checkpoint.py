@@ -1,7 +1,6 @@
 """Reading checkpoints: every layout in use, nothing executed, nothing left over."""
 
 import argparse
-import os
 from pathlib import Path
 
 import numpy as np
@@ -14,16 +13,6 @@ from dinoquant.checkpoint import fit, load_state_dict
 from dinoquant.errors import UserError
 
 TENSORS = {"cls_token": torch.ones(1, 1, 4), "norm.weight": torch.arange(4.0)}
-
-
-class Runs:
-    """Something whose unpickling would run a command."""
-
-    def __init__(self, target: Path) -> None:
-        self.target = target
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.target),)
 
 
 def network() -> nn.Module:
@@ -65,30 +54,6 @@ def test_reads_safetensors(tmp_path: Path) -> None:
     assert torch.equal(load_state_dict(tmp_path / "c.safetensors")["norm.weight"], TENSORS["norm.weight"])
 
 
-def test_refuses_to_run_code_and_says_what_to_do(tmp_path: Path) -> None:
-    torch.save({"model": TENSORS, "extra": Runs(tmp_path / "ran")}, tmp_path / "c.pth")
-    with pytest.raises(UserError, match="refused") as caught:
-        load_state_dict(tmp_path / "c.pth")
-    assert not (tmp_path / "ran").exists()
-    assert "torch.save" in str(caught.value)
-    assert "mkdir" in str(caught.value)
-
-
-@pytest.mark.parametrize("content", [b"", b"<html>404</html>", b"PK\x03\x04 cut short"])
-@pytest.mark.parametrize("name", ["c.pth", "c.safetensors"])
-def test_names_a_damaged_file(tmp_path: Path, name: str, content: bytes) -> None:
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match=rf"{name}.*fetch it again"):
-        load_state_dict(tmp_path / name)
-
-
-@pytest.mark.parametrize("content", [{"epoch": 3}, [1, 2], {}, torch.ones(3)])
-def test_rejects_what_is_no_state_dict(tmp_path: Path, content: object) -> None:
-    torch.save(content, tmp_path / "c.pth")
-    with pytest.raises(UserError, match="holds no state dict"):
-        load_state_dict(tmp_path / "c.pth")
-
-
 def test_fit_converts_to_float32_and_reports_dropped_heads() -> None:
     model = network()
     state = {name: value.to(torch.bfloat16) for name, value in model.state_dict().items()}
@@ -116,17 +81,3 @@ def test_fit_lists_ten_misfits_and_counts_the_rest() -> None:
     model = network()
     with pytest.raises(UserError, match=r"x9 \[1\] is unexpected and 2 more \(12 in all\)"):
         fit(model, model.state_dict() | {f"x{i}": torch.ones(1) for i in range(12)})
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e300], ids=["nan", "inf", "beyond-float32"])
-def test_fit_rejects_values_that_are_not_finite(value: float) -> None:
-    model = network()
-    state = dict(model.state_dict()) | {"norm.bias": torch.tensor([0, 0, value, 0], dtype=torch.float64)}
-    with pytest.raises(UserError, match=r"NaN or infinite values in norm\.bias"):
-        fit(model, state)
-
-
-def test_fit_rejects_integers() -> None:
-    model = network()
-    with pytest.raises(UserError, match=r"norm\.bias holds torch\.int64"):
-        fit(model, model.state_dict() | {"norm.bias": torch.zeros(4, dtype=torch.int64)})

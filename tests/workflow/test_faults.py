@@ -38,6 +38,9 @@ def files(folder: Path) -> list[str]:
         ({"latncy": {"rounds": 7}}, ["unknown key `latncy`", "did you mean `latency`"]),
         ({"dataset": {"source": "nowhere.zip"}}, ["dataset.source: there is no file nowhere.zip"]),
         ({"model": {"checkpoint": "ftp://example.org/x.pth"}}, ["model.checkpoint", "not an http(s) URL"]),
+        ({"dataset": {"source": "http://example.org/.."}}, ["dataset.source", "that ends in a file's name"]),
+        ({"dataset": {"source": "$(touch ran).zip"}}, ["dataset.source", "'$' in its name", "Rename the file"]),
+        ({"model": {"checkpoint": "{variant}.pth"}}, ["model.checkpoint", "'{' '}' in its name"]),
         ({"variants": {"fp32": None}}, ["there is none called fp32"]),
         pytest.param(
             {"devices": ["cuda"]},

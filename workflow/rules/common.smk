@@ -68,6 +68,11 @@ def place(section, key, folder, substitute):
     if source == substitute:
         return None
     if not is_url(source):
+        if unsafe := sorted(set(re.findall(r"[$`\\{}\x00-\x1f]", source))):
+            raise WorkflowError(
+                f"{section}.{key}: {source!r} has {' '.join(map(repr, unsafe))} in its name, which means something else to "
+                "Snakemake or to a shell on the way to a cluster's node. Rename the file, or link to it by another name."
+            )
         if not Path(source).is_file():
             raise WorkflowError(
                 f"{section}.{key}: there is no file {source}. Expected an http(s) URL, the path of an existing file "
@@ -75,7 +80,7 @@ def place(section, key, folder, substitute):
             )
         return source
     url = urlparse(source)
-    if url.scheme not in ("http", "https") or not Path(url.path).name:
+    if url.scheme not in ("http", "https") or not Path(url.path).name.strip("."):
         raise WorkflowError(f"{section}.{key}: {source} is not an http(s) URL that ends in a file's name.")
     return f"{folder}/{re.sub(r'[^A-Za-z0-9_.+-]', '_', Path(url.path).name)}"
 

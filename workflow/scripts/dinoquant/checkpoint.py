@@ -26,6 +26,8 @@ HARMLESS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     multiarray.scalar,
     (multiarray.scalar, "numpy.core.multiarray.scalar"),  # its name before numpy 2
 ]
+# The names that Hugging Face's libraries give to the parts of large checkpoints, and to the list of them.
+SHARD = re.compile(r"-\d+-of-\d+\.|\.index\.json$")
 LISTED = 10
 
 
@@ -38,6 +40,12 @@ def load_state_dict(path: str | Path) -> dict[str, Tensor]:
     Raises UserError if the file is damaged, is no state dict, or holds anything that would have to be executed.
     """
     path = Path(path)
+    if SHARD.search(path.name):
+        raise UserError(
+            f"model.checkpoint: {path} is a part of a checkpoint in several files (shards), and one file is expected. "
+            "Join them: from safetensors.torch import load_file, save_file; "
+            "save_file({name: tensor for file in FILES for name, tensor in load_file(file).items()}, NEW_FILE)"
+        )
     content = _unwrap(_read(path))
     tensors = content if isinstance(content, Mapping) else {}
     strangers = [str(name) for name, value in tensors.items() if not isinstance(value, Tensor)]
@@ -111,14 +119,16 @@ def _damaged(path: Path, error: Exception) -> UserError:
 def _last_sentence(error: Exception) -> str:
     """Return what is specific in PyTorch's message; the rest recommends to read the file unsafely."""
     specific = [line for line in str(error).splitlines() if re.search("GLOBAL|reduce|Unsupported|rror", line)]
-    return specific[-1].strip().rstrip(".") if specific else type(error).__name__
+    return specific[-1].partition(". Please")[0].strip().rstrip(".") if specific else type(error).__name__
 
 
 def _unwrap(content: Any) -> Any:
-    if isinstance(content, Mapping):
-        for key in WRAPPERS:
-            if isinstance(content.get(key), Mapping):
-                return _unwrap(content[key])
+    """Return what is inside of the wrappers; no more of them are opened than there are, for a dict can hold itself."""
+    for _ in WRAPPERS:
+        inside = [
+            content[key] for key in WRAPPERS if isinstance(content, Mapping) and isinstance(content.get(key), Mapping)
+        ]
+        content = inside[0] if inside else content
     return content
 
 
@@ -135,6 +145,11 @@ def _misfits(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> lis
             f"{name} holds {value.dtype}, not real numbers"
             for name, value in found.items()
             if not value.is_floating_point()
+        ),
+        *(
+            f"{name} is no plain tensor with values ({value.layout}, {value.device})"
+            for name, value in found.items()
+            if value.layout != torch.strided or value.is_meta
         ),
     ]
 

@@ -5,7 +5,9 @@ Imported by the Snakefile, so it needs nothing heavier than jsonschema and PyYAM
 
 import copy
 import difflib
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -16,6 +18,10 @@ from dinoquant.errors import UserError
 from dinoquant.runtimes import RUNTIMES, TORCHSCRIPT, missing, recipe_of
 
 BASELINE = "fp32"
+# A config has a few hundred values, four deep. YAML's aliases can make billions of a few lines ("billion laughs").
+MOST_VALUES = 100_000
+DEEPEST = 32
+LONGEST_MESSAGE = 500  # characters of one problem, which may repeat a whole list
 
 
 def complete(config: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, Any]:
@@ -24,6 +30,9 @@ def complete(config: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, 
     Raises UserError listing every problem: the key, what was found, what was expected, and for an unknown name the
     nearest one that exists.
     """
+    problems = [f"{where}: {what}" if where else what for where, what in _unusable(config)]
+    if problems:
+        raise _error(problems)
     result = copy.deepcopy(dict(config))
     if isinstance(result.get("variants"), dict):
         result["variants"] = {name: options for name, options in result["variants"].items() if options is not None}
@@ -38,8 +47,37 @@ def complete(config: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, 
             _fill(options, _recipes(options["runtime"], schema)[options["recipe"]], schema)
         problems = list(_contradictions(result))
     if problems:
-        raise UserError("The config has errors:\n" + "\n".join(f"  - {problem}" for problem in problems))
+        raise _error(problems)
     return result
+
+
+def require_unique_keys(path: str | Path) -> None:
+    """Raise UserError if a map in a config file has a key twice: YAML forbids it, PyYAML takes the last without a word.
+
+    A file that is no YAML is left to whoever reads it.
+    """
+    try:
+        root = yaml.compose(Path(path).read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except yaml.YAMLError:
+        return
+    waiting, seen = [root], set()
+    while waiting:
+        node = waiting.pop()
+        if id(node) in seen:  # an alias
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            waiting += node.value
+        elif isinstance(node, yaml.MappingNode):
+            first: dict[Any, int] = {}
+            for key, value in node.value:
+                line = key.start_mark.line + 1
+                if isinstance(key, yaml.ScalarNode) and first.setdefault(key.value, line) != line:
+                    raise UserError(
+                        f"{path}: `{key.value}` is in line {first[key.value]} and again in line {line}; one of them "
+                        "would count and the other be ignored. Remove or rename one."
+                    )
+                waiting.append(value)
 
 
 def unsupported(variants: Mapping[str, Mapping[str, Any]], devices: Sequence[str]) -> dict[str, dict[str, str]]:
@@ -50,6 +88,38 @@ def unsupported(variants: Mapping[str, Mapping[str, Any]], devices: Sequence[str
     }
     reasons = {name: {device: reason for device, reason in of.items() if reason} for name, of in found.items()}
     return {name: of for name, of in reasons.items() if of}
+
+
+def _error(problems: Sequence[str]) -> UserError:
+    half = LONGEST_MESSAGE // 2
+    lines = (p if len(p) <= LONGEST_MESSAGE else f"{p[:half]} [...] {p[-half:]}" for p in problems)
+    return UserError("The config has errors:\n" + "\n".join(f"  - {line}" for line in lines))
+
+
+def _unusable(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield (where, what) of what no schema looks for: too much, keys that are not text, numbers that are none."""
+    waiting: list[tuple[tuple[Any, ...], Any]] = [((), config)]
+    values = 0
+    while waiting:
+        path, value = waiting.pop()
+        values += 1
+        where = ".".join(map(str, path))
+        if values > MOST_VALUES or len(path) > DEEPEST:
+            yield (
+                "",
+                f"it has more than {MOST_VALUES:,} values, or maps and lists more than {DEEPEST} deep; expected are a "
+                "few hundred. Look for aliases (`&name`, `*name`) that repeat each other",
+            )
+            return
+        if isinstance(value, Mapping):
+            for key in value:
+                if not isinstance(key, str):
+                    yield where, f"the key {key!r} is not text; write it in quotes"
+            waiting += [((*path, key), item) for key, item in value.items()]
+        elif isinstance(value, list):
+            waiting += [((*path, place), item) for place, item in enumerate(value)]
+        elif isinstance(value, float) and not math.isfinite(value):
+            yield where, f"found {value}, expected a number"
 
 
 def _variant_problems(name: str, config: Mapping[str, Any], schema: Mapping[str, Any]) -> Iterator[str]:
@@ -126,6 +196,8 @@ def _explain(error: ValidationError, prefix: tuple[str, ...] = (), suffix: str =
                 f"{label}`{found}` cannot be a variant's name: it becomes a folder; use up to 64 letters, "
                 "digits, and `_ . + -`, beginning with a letter or digit"
             )
+        case "pattern" if "description" in schema:
+            return f"{label}found {found!r}, which does not fit. {schema['description']}"
         case _:
             return f"{label}{error.message}" + (f" ({schema['description']})" if "description" in schema else "")
 
@@ -165,7 +237,13 @@ def _number(value: Any, entry: Mapping[str, Any]) -> Any:
     for option in (entry, *entry.get("anyOf", ())):
         types |= {option["type"]} if isinstance(option.get("type"), str) else set(option.get("type", ()))
     numeric = types & {"integer", "number"} and "string" not in types
-    return yaml.safe_load(value) if isinstance(value, str) and numeric else value
+    if isinstance(value, str) and numeric:
+        try:
+            value = yaml.safe_load(value)
+        except yaml.YAMLError:
+            return value
+    # JSON Schema takes 50.0 for an integer, and no one else does.
+    return int(value) if isinstance(value, float) and value.is_integer() and "integer" in types else value
 
 
 def _fill(instance: dict[str, Any], schema: Mapping[str, Any], root: Mapping[str, Any]) -> None:

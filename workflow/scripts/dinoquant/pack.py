@@ -58,7 +58,7 @@ def decode(content: bytes) -> tuple[npt.NDArray[np.uint8], str]:
             mode = image.mode
             pixels = np.asarray(image.convert("RGB"))
     except Image.DecompressionBombError as error:
-        raise OversizedImage(str(error)) from error
+        raise OversizedImage(str(error).partition(" exceeds")[0]) from error
     except UnidentifiedImageError as error:
         raise CorruptImage("neither a JPEG nor a PNG image") from error
     except (OSError, SyntaxError, ValueError, struct.error) as error:
@@ -142,7 +142,7 @@ def _images(
                 item = selection.replace(item)
             except OversizedImage as error:
                 raise UserError(
-                    f"{archive.top}{item.member} is refused: {error}, more than {MAX_SIDE} on a side. "
+                    f"{archive.top}{item.member} is refused: {error}, where at most {MAX_SIDE} on a side are taken. "
                     "Point dataset.source to an archive in Tiny ImageNet's layout."
                 ) from error
 
