@@ -99,7 +99,7 @@ class Samples:
             "budget": self.config["budget"],
             "devices": self.config["devices"],
             "batch_size": self.config["figures"]["batch_size"] or min(self.config["latency"]["batch_sizes"]),
-            "artifacts": {variant: f"results/models/{variant}/model.pt" for variant in VARIANTS},
+            "artifacts": {variant: [f"results/models/{variant}/model.pt"] for variant in VARIANTS},
             "substitutes": ["generated data set", "seeded weights"] if self.checkpoint is None else [],
         }
 
@@ -285,6 +285,10 @@ def _latency(i: int, variant: str, device: str, batch: int) -> dict[str, Any]:
         "speedup": speedup,
         "speedup_ci_low": speedup * 0.98,
         "speedup_ci_high": speedup * 1.02,
+        "samples_ms": {
+            arm: [[round(ms * (1 + call % 7 / 100), 3) for call in range(40 if batch == 1 else 1)] for _ in range(10)]
+            for arm, ms in [("variant", p50), ("fp32", fp32)]
+        },
         "verdict": "ok",
         "verdict_reason": "",
         "preprocess_p50_ms": 0.9 * batch,

@@ -1,5 +1,6 @@
 """Every figure is complete, says what is missing, keeps its labels apart, and is the same file every time."""
 
+import json
 from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation, Text
 
-from dinoquant.figures import audit, fidelity, latency, pareto, roofline, size, throughput
+from dinoquant.figures import audit, distribution, fidelity, latency, pareto, roofline, size, throughput
 from dinoquant.figures.style import Style, read_summary, save, use_style
 from dinoquant.summary import summarise, write_summary
 from samples import NO_CPU, VARIANTS, Samples, write_samples
@@ -208,3 +209,15 @@ def test_files_are_the_same_every_time(suffix: str, substitute: Samples, tmp_pat
     first = (tmp_path / f"first.{suffix}").read_bytes()
     assert first == (tmp_path / f"second.{suffix}").read_bytes()
     assert not any(mark in first for mark in (b"Date", b"matplotlib.org", b"<dc:date>"))
+
+
+def test_distribution_shows_every_call_of_every_variant(samples: Samples) -> None:
+    style = use_style(samples.figure_config)
+    timings = [json.loads(path.read_text()) for path in samples.latency if path.stem == "batch1"]
+    figure = distribution.draw(_table(samples), timings, style)
+    figure.draw_without_rendering()
+    texts = _texts(figure)
+    assert texts.count("n 400") == len(timings)
+    assert {"does not run on cpu", "does not run on cuda"} <= set(texts)
+    medians = {round(line.get_ydata().mean()): line.get_xdata()[0] for line in figure.axes[0].lines[4::6]}
+    assert medians[list(VARIANTS).index("bf16")] == pytest.approx(18.0 * 1.03, rel=0.01)

@@ -34,7 +34,7 @@ BF16 = row("bf16", 3.0, 0.9999, 40)
 def on_cpu(*rows: dict, substitutes: tuple[str, ...] = (), **budget: float) -> dict[str, Any]:
     config = {
         **{"budget": BUDGET | budget, "devices": ["cpu"], "batch_size": 1, "substitutes": list(substitutes)},
-        "artifacts": {row["variant"]: f"results/models/{row['variant']}/model.pt" for row in rows},
+        "artifacts": {row["variant"]: [f"results/models/{row['variant']}/model.pt"] for row in rows},
     }
     found: dict[str, Any] = recommend(rows, config)["devices"]["cpu"]
     return found
@@ -180,8 +180,8 @@ def test_links_lead_to_the_artifact_and_to_what_belongs_to_it(tmp_path: Path) ->
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(f"{variant} {file}")
     devices = {
-        "cpu": {"pick": "b", "artifact": str(tmp_path / "results/models/b/model.xml")},
-        "cuda": {"pick": "a", "artifact": str(tmp_path / "results/models/a/model.pt")},
+        "cpu": {"artifacts": [str(tmp_path / f"results/models/b/model.{suffix}") for suffix in ("xml", "bin")]},
+        "cuda": {"artifacts": [str(tmp_path / "results/models/a/model.pt")]},
     }
     link({"devices": devices}, tmp_path / "results/recommended")
     links = {path.name: path for path in (tmp_path / "results/recommended").iterdir()}
@@ -198,7 +198,7 @@ def test_another_runtime_is_named() -> None:
         [FP32, GOOD | {"runtime": "onnxruntime"}],
         {
             **{"budget": BUDGET, "devices": ["cpu"], "batch_size": 1, "substitutes": ["seeded weights"]},
-            "artifacts": {"good": "results/models/good/model.onnx"},
+            "artifacts": {"good": ["results/models/good/model.onnx"]},
         },
     )
     assert conclusion(found).splitlines() == [

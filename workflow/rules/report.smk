@@ -8,7 +8,10 @@ from dinoquant.table import render
 report: "../report/workflow.rst"
 
 
-FIGURES = ["latency", "throughput", "size", "pareto", "fidelity", "roofline", "audit"] + ["sensitivity"] * ANALYSED
+FIGURES = ["pareto", "latency", "distribution", "throughput", "roofline", "size", "fidelity"]
+FIGURES += ["sensitivity"] * ANALYSED + ["audit"]
+SHOWN_BATCH_SIZE = config["figures"]["batch_size"] or min(BATCH_SIZES)
+SHOWN_LATENCIES = [path for path in LATENCIES if path.endswith(f"/batch{SHOWN_BATCH_SIZE}.json")]
 
 
 rule summarise:
@@ -66,8 +69,8 @@ rule recommend:
             {
                 "budget": config["budget"],
                 "devices": DEVICES,
-                "batch_size": config["figures"]["batch_size"] or min(BATCH_SIZES),
-                "artifacts": {variant: artifact(variant) for variant in VARIANTS if artifacts(variant)},
+                "batch_size": SHOWN_BATCH_SIZE,
+                "artifacts": {variant: artifacts(variant) for variant in VARIANTS},
                 "substitutes": SUBSTITUTES,
             }
         ),
@@ -78,6 +81,7 @@ rule recommend:
 rule draw_figure:
     input:
         summary=lambda wildcards: [] if wildcards.figure == "sensitivity" else "results/summary.csv",
+        latency=lambda wildcards: SHOWN_LATENCIES if wildcards.figure == "distribution" else [],
         audits=lambda wildcards: AUDITS if wildcards.figure == "audit" else [],
         limits=lambda wildcards: "results/limits.csv" if wildcards.figure == "roofline" else [],
         machines=lambda wildcards: MACHINES if wildcards.figure == "roofline" else [],
@@ -126,10 +130,11 @@ rule write_report:
         info="results/models/fp32/info.json",
         latency=LATENCIES,
         code=code("write_report"),
-        template=in_workflow("workflow/scripts/dinoquant/report.html.j2"),
+        template=[in_workflow(f"workflow/scripts/dinoquant/report.{part}") for part in ("html.j2", "js", "md.j2")],
         lock=LOCK,
     output:
         html="results/report.html",
+        md="results/report.md",
     log:
         "logs/write_report.log",
     localrule: True

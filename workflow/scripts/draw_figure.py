@@ -17,6 +17,7 @@ if __name__ == "__main__":
         import pandas as pd
 
         from dinoquant.figures.audit import draw as draw_audit
+        from dinoquant.figures.distribution import draw as draw_distribution
         from dinoquant.figures.fidelity import draw as draw_fidelity
         from dinoquant.figures.latency import draw as draw_latency
         from dinoquant.figures.pareto import draw as draw_pareto
@@ -25,6 +26,7 @@ if __name__ == "__main__":
         from dinoquant.figures.size import draw as draw_size
         from dinoquant.figures.style import read_summary, save, use_style
         from dinoquant.figures.throughput import draw as draw_throughput
+        from dinoquant.files import read_json
 
         from_summary = {
             "latency": draw_latency,
@@ -38,6 +40,9 @@ if __name__ == "__main__":
             if snakemake.wildcards.figure == "audit":
                 audits = {Path(path).parent.name: pd.read_csv(path) for path in snakemake.input.audits}
                 figure = draw_audit(audits, style)
+            elif snakemake.wildcards.figure == "distribution":
+                table = read_summary(snakemake.input.summary)
+                figure = draw_distribution(table, map(read_json, snakemake.input.latency), style)
             elif snakemake.wildcards.figure == "sensitivity":
                 figure = draw_sensitivity(pd.read_csv(snakemake.input.sensitivity), style)
             elif snakemake.wildcards.figure == "roofline":

@@ -13,7 +13,6 @@ from typing import Any
 BASELINE = "fp32"
 TORCHSCRIPT = "torchscript"
 LINKS = "results/recommended"
-COMPANIONS = {".xml": [".bin"]}  # OpenVINO keeps the weights beside the graph, under the same name
 Row = Mapping[str, str]  # of summary.csv, by column
 
 
@@ -68,7 +67,8 @@ def recommend(rows: Sequence[Row], config: Mapping[str, Any]) -> dict[str, Any]:
     """Return what to deploy, as written to `results/recommendation.json`.
 
     ``rows`` are those of the summary. ``config`` has ``budget``, ``devices``, ``batch_size`` (that of the rows to look
-    at), ``artifacts`` (variant -> path) and ``substitutes`` (what stands in for real images or weights).
+    at), ``artifacts`` (variant -> files, that which is loaded first) and ``substitutes`` (what stands in for real
+    images or weights).
     """
     shown = [row for row in rows if row["batch_size"] == str(config["batch_size"])]
     return {
@@ -95,7 +95,7 @@ def _on_device(rows: Sequence[Row], device: str, config: Mapping[str, Any]) -> d
     closest = min(filter(None, ((m and (m[1], v)) for v, m in misses.items())), default=None)
     found: dict[str, Any] = {
         "pick": pick["variant"] if pick else None,
-        "artifact": config["artifacts"][pick["variant"]] if pick else None,
+        "artifacts": config["artifacts"][pick["variant"]] if pick else [],
         "link": None,
         "answer": "",
         "reasons": [],
@@ -112,7 +112,7 @@ def _on_device(rows: Sequence[Row], device: str, config: Mapping[str, Any]) -> d
     if not pick:
         nearest = f" {closest[1]} comes closest: {rejected[closest[1]]}." if closest else ""
         return found | {"answer": f"{where} nothing meets the budget.{nearest}"}
-    found["link"] = f"{LINKS}/{device}{Path(found['artifact']).suffix}"
+    found["link"] = f"{LINKS}/{device}{Path(found['artifacts'][0]).suffix}"
     found["answer"] = f"{where} deploy {_deploy(pick)}; {found['link']}"
     found["reasons"] = [*_reasons(pick, within, config["budget"])]
     if runner_up:
@@ -267,15 +267,11 @@ def _known(row: Row, column: str) -> float:
 
 
 def link(recommendation: Mapping[str, Any], folder: str | Path) -> None:
-    """Make ``folder`` with a relative link to each device's pick, and to what belongs to its file."""
+    """Make ``folder`` with a relative link to each file of each device's pick."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     for device, found in recommendation["devices"].items():
-        if not found["pick"]:
-            continue
-        artifact = Path(found["artifact"])
-        for suffix in [artifact.suffix, *COMPANIONS.get(artifact.suffix, [])]:
-            target = os.path.relpath(artifact.with_suffix(suffix), folder)
-            Path(folder, device + suffix).symlink_to(target)
+        for artifact in map(Path, found["artifacts"]):
+            Path(folder, device + artifact.suffix).symlink_to(os.path.relpath(artifact, folder))
 
 
 def conclusion(recommendation: Mapping[str, Any]) -> str:
