@@ -152,6 +152,40 @@ def write_samples(
     )
 
 
+def write_tables(samples: Samples) -> None:
+    """Write the summary and the recommendation below ``samples.root``, and a figure to show."""
+    from dinoquant.files import read_rows
+    from dinoquant.recommend import recommend
+    from dinoquant.summary import summarise, write_summary
+
+    table = summarise(
+        *(samples.latency, samples.footprint, samples.accuracy, samples.audits, samples.models), samples.summary_config
+    )
+    write_summary(table, samples.root / "summary.csv")
+    found = recommend(read_rows(samples.root / "summary.csv"), samples.recommend_config)
+    _write(samples.root / "recommendation.json", found)
+    (samples.root / "latency.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg"/>')
+
+
+def render_page(samples: Samples) -> tuple[str, str]:
+    """Return the page and its short form, from the files that `write_tables` left."""
+    from dinoquant.report import render_report
+
+    return render_report(
+        summary=samples.root / "summary.csv",
+        recommendation=samples.root / "recommendation.json",
+        audits=samples.audits,
+        figures=[samples.root / "latency.svg"],
+        archive=samples.archive,
+        dataset=samples.dataset,
+        checkpoint=samples.checkpoint,
+        info=samples.info,
+        latency=samples.latency,
+        variants=list(VARIANTS),
+        config=samples.config,
+    )
+
+
 def tiny_vit(**options: Any) -> "VisionTransformer":
     """Return two blocks of width 64 for images of 32 pixels, with what trained weights have and fresh ones lack.
 

@@ -1,49 +1,30 @@
 """The page is one file, says first what a reader must know first, and escapes what it is given."""
 
+import base64
+import hashlib
 import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-from dinoquant.files import read_rows
-from dinoquant.recommend import recommend
-from dinoquant.report import machines, render_report
-from dinoquant.summary import COLUMNS, summarise, write_summary
-from samples import NO_CPU, VARIANTS, Samples, write_samples
+from dinoquant.report import machines
+from dinoquant.summary import COLUMNS
+from samples import NO_CPU, VARIANTS, Samples, render_page, write_samples, write_tables
 
 
 def _samples(root: Path, **options: Any) -> Samples:
-    return _written(write_samples(root, **options))
-
-
-def _written(samples: Samples) -> Samples:
-    """Write what the page is made from."""
-    root = samples.root
-    table = summarise(
-        *(samples.latency, samples.footprint, samples.accuracy, samples.audits, samples.models), samples.summary_config
-    )
-    write_summary(table, root / "summary.csv")
-    (root / "latency.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg"/>')
-    found = recommend(read_rows(root / "summary.csv"), samples.recommend_config)
-    (root / "recommendation.json").write_text(json.dumps(found))
+    samples = write_samples(root, **options)
+    write_tables(samples)
     return samples
 
 
 def _page(samples: Samples) -> str:
-    return render_report(
-        summary=samples.root / "summary.csv",
-        recommendation=samples.root / "recommendation.json",
-        audits=samples.audits,
-        figures=[samples.root / "latency.svg"],
-        archive=samples.archive,
-        dataset=samples.dataset,
-        checkpoint=samples.checkpoint,
-        info=samples.info,
-        latency=samples.latency,
-        variants=list(VARIANTS),
-        config=samples.config,
-    )
+    return render_page(samples)[0]
+
+
+def _short(samples: Samples) -> str:
+    return render_page(samples)[1]
 
 
 def _rewrite(path: Path, **changes: Any) -> None:
@@ -62,14 +43,14 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.addresses += [value or "" for name, value in attrs if name in ("src", "href")]
-        if tag not in ("meta", "img", "link", "br"):
+        if tag not in ("meta", "img", "link", "br", "input"):
             self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] != "style":
+        if self.open and self.open[-1] not in ("style", "script"):
             self.text.append(data)
 
 
@@ -78,11 +59,23 @@ def test_page_is_complete_in_itself(tmp_path: Path) -> None:
     page = Page(html)
     assert page.open == []
     assert all(address.startswith(("data:image/svg+xml;base64,", "#")) for address in page.addresses)
-    assert "<script" not in html
     assert "url(" not in html
     ids = re.findall(r' id="([^"]+)"', html)
     assert {address[1:] for address in page.addresses if address.startswith("#")} <= set(ids)
     assert len(ids) == len(set(ids))
+
+
+def test_the_policy_lets_in_the_page_s_own_style_and_script_and_nothing_else(tmp_path: Path) -> None:
+    html = _page(_samples(tmp_path))
+    (policy,) = re.findall(r'http-equiv="Content-Security-Policy" content="([^"]+)"', html)
+    allowed = dict(part.split(" ", 1) for part in policy.split("; "))
+    assert allowed["default-src"] == "'none'"
+    for directive, tag in (("style-src", "style"), ("script-src", "script")):
+        (text,) = re.findall(f"<{tag}>(.*?)</{tag}>", html, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        assert allowed[directive] == f"'sha256-{digest}'"
+    assert " style=" not in html
+    assert not re.search(r"<[^>]* on\w+=", html)
 
 
 def test_substitute_is_announced_before_anything_else(tmp_path: Path) -> None:
@@ -98,13 +91,43 @@ def test_real_inputs_have_no_banner(tmp_path: Path) -> None:
     assert "substitute" not in html
 
 
+def test_the_answer_comes_first_with_its_reasons(tmp_path: Path) -> None:
+    html = _page(_samples(tmp_path))
+    text = html[html.index("<header>") : html.index("<nav")]
+    assert "On cpu, batch 1, deploy bf16: 3.12x as fast as fp32 (3.05 to 3.18)" in text
+    assert "int8-static is faster" in text
+    assert "Noise floor of this run: 2.0 % on cpu at batch size 1, 2.0 % on cpu at batch size 16." in text
+
+
 def test_every_row_is_in_the_table(tmp_path: Path) -> None:
     html = _page(_samples(tmp_path))
-    table = html[html.index('id="table"') : html.index('id="modules"')]
-    assert table.count('<tr><th scope="row">') == 16
-    assert table.count('<tr class="unsupported">') == 2
-    assert table.count(f"unsupported: {NO_CPU}") == 2
+    table = html[html.index('id="rows"') : html.index('id="figures"')]
+    assert table.count('<tr class="ok"') == 15
+    assert table.count('<tr class="ok pick"') == 1
+    assert table.count('<tr class="unsupported"') == 2
+    assert table.count(f"unsupported<small>{NO_CPU}") == 2
     assert re.search(r"18\.00<small>17\.73 to 18\.36</small>", table)
+    cells = {len(re.findall("<t[dh]", row)) for row in table.split("<tr")[1:]}
+    assert len(cells) == 1  # no row spans columns, so that sorting and hiding meet the same cell in each
+
+
+def test_columns_of_which_nothing_was_measured_are_left_out(tmp_path: Path) -> None:
+    html = _page(_samples(tmp_path))
+    headings = html[html.index("<thead>") : html.index("</thead>")]
+    assert "with preprocessing, ms" in headings
+    assert "mJ per image" not in headings
+    assert "probe" not in headings
+
+
+def test_a_doubtful_timing_is_explained(tmp_path: Path) -> None:
+    samples = _samples(tmp_path)
+    assert "No timing is in doubt." in _page(samples)
+    path = next(path for path in samples.latency if path.match("bf16/batch1.json"))
+    _rewrite(path, verdict="unstable", verdict_reason="calls became 9 % slower")
+    write_tables(samples)
+    html = _page(samples)
+    assert "bf16 on cpu, batch size 1, is unstable: calls became 9 % slower" in html
+    assert '<p class="banner">The timing of bf16 is unstable: calls became 9 % slower. To repeat it, delete' in html
 
 
 def test_every_column_of_the_summary_is_explained(tmp_path: Path) -> None:
@@ -128,6 +151,30 @@ def test_provenance_is_shown(tmp_path: Path) -> None:
         "patch_embed.proj",
     ):
         assert fact in text, fact
+
+
+def test_the_short_form_says_the_same(tmp_path: Path) -> None:
+    samples = _samples(tmp_path)
+    lines = _short(samples).splitlines()
+    assert lines[2].startswith("**On cpu, batch 1, deploy bf16: 3.12x as fast as fp32 (3.05 to 3.18)")
+    table = [line for line in lines if line.startswith("| ")]
+    assert [line.split(" | ")[0].lstrip("| ") for line in table[2:]] == list(VARIANTS)
+    assert len({line.replace(r"\|", "").count("|") for line in table}) == 1
+    assert "![How long a call takes." in "\n".join(lines)
+    assert "(figures/latency.png)" in "\n".join(lines)
+    assert any(
+        line.startswith("> Made with a substitute: generated data set and seeded weights.")
+        for line in _short(_samples(tmp_path / "substitute", substitute=True)).splitlines()
+    )
+
+
+def test_the_short_form_is_escaped(tmp_path: Path) -> None:
+    samples = _samples(tmp_path)
+    summary = samples.root / "summary.csv"
+    summary.write_text(summary.read_text().replace(NO_CPU, "a | b <script>alert(1)</script> [x](http://y) `z`"))
+    text = _short(samples)
+    assert r"a \| b \<script\>alert(1)\</script\> \[x\](http://y) \`z\`" in text
+    assert "<script" not in text.replace(r"\<script", "")
 
 
 def test_seeded_weights_have_no_receipt(tmp_path: Path) -> None:
@@ -163,7 +210,8 @@ def test_page_does_without_intervals(tmp_path: Path) -> None:
     ]
     for path in samples.latency:
         _rewrite(path, **dict.fromkeys(ends))
-    assert "deploy bf16: 3.12x as fast as fp32, 2.0x smaller" in _page(_written(samples))
+    write_tables(samples)
+    assert "deploy bf16: 3.12x as fast as fp32, 2.0x smaller" in _page(samples)
 
 
 def test_machines_are_told_apart() -> None:

@@ -196,7 +196,9 @@ def look(wildcards):
         {key: config["figures"][key] for key in ("palette", "font_scale", "dpi")}
         | {
             "variants": [] if wildcards.figure == "sensitivity" else list(VARIANTS),
-            "batch_size": config["figures"]["batch_size"] if wildcards.figure in ("latency", "distribution", "pareto") else None,
+            "batch_size": (
+                config["figures"]["batch_size"] if wildcards.figure in ("latency", "distribution", "pareto") else None
+            ),
             "substitute": ", ".join(SUBSTITUTES) or None,
         }
     )

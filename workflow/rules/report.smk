@@ -130,7 +130,9 @@ rule write_report:
         info="results/models/fp32/info.json",
         latency=LATENCIES,
         code=code("write_report"),
-        template=[in_workflow(f"workflow/scripts/dinoquant/report.{part}") for part in ("html.j2", "js", "md.j2")],
+        template=[
+            in_workflow(f"workflow/scripts/dinoquant/report.{part}") for part in ("html.j2", "css", "js", "md.j2")
+        ],
         lock=LOCK,
     output:
         html="results/report.html",

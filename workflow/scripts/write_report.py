@@ -1,4 +1,4 @@
-"""Write `results/report.html`, the page that shows everything that was found."""
+"""Write `results/report.html`, the page that shows all that was found, and `results/report.md`, its short form."""
 
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ if __name__ == "__main__":
         from dinoquant.report import render_report
 
         with span("render"):
-            page = render_report(
+            page, short = render_report(
                 summary=snakemake.input.summary,
                 recommendation=snakemake.input.recommendation,
                 audits=snakemake.input.audits,
@@ -27,3 +27,4 @@ if __name__ == "__main__":
                 config=snakemake.params.config["config"],
             )
         write_text(snakemake.output.html, page)
+        write_text(snakemake.output.md, short)

@@ -1,7 +1,9 @@
-"""`results/report.html`: one page, complete in itself, that says what was found, how, and on what."""
+"""`results/report.html`, one page, complete in itself, that says what was found and how; and its short form."""
 
 import base64
+import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,8 +14,10 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from dinoquant.files import read_json, read_rows
+from dinoquant.recommend import BASELINE
 
 CAPTIONS = {
+    "distribution": "How long the single calls took: a median hides what happens to one call in a hundred.",
     "latency": "How long a call takes. The ratio to fp32, timed in alternation, is firmer than the milliseconds.",
     "throughput": "How many images per second, and what a larger batch changes.",
     "size": "What the model takes on disk.",
@@ -23,6 +27,8 @@ CAPTIONS = {
     "audit": "What each variant did to the modules, whatever it was asked to do.",
     "sensitivity": "What each module alone does to the features as int8; int8-auto chooses its precisions by it.",
 }
+PHOTOGRAPHS = {"attention"}  # figures whose colours a dark page must leave alone
+SOURCES = Path(__file__).parent
 Row = Mapping[str, str]
 
 
@@ -34,29 +40,43 @@ class Column:
     heading: str
     form: str
     interval: tuple[str, str] | None = None
+    always: bool = False  # or only where all columns are asked for
 
 
-# Where a variant does not run, the reason takes the place of what is measured; the rest is known of every model.
-MEASURED_COLUMNS = [
-    Column("latency_p50_ms", "p50, ms", ".2f", ("latency_p50_ci_low_ms", "latency_p50_ci_high_ms")),
+def _with_interval(name: str, heading: str, form: str, unit: str = "", always: bool = False) -> Column:
+    stem = name.removesuffix(unit)
+    return Column(name, heading, form, (f"{stem}_ci_low{unit}", f"{stem}_ci_high{unit}"), always)
+
+
+COLUMNS = [
+    _with_interval("speedup", "times as fast as fp32", ".2f", always=True),
+    _with_interval("latency_p50_ms", "p50, ms", ".2f", "_ms", always=True),
+    Column("size_mb", "size, MB", ".1f", always=True),
+    Column("compression", "times smaller", ".2f"),
+    _with_interval("cosine_mean", "cosine to fp32", ".4f", always=True),
+    _with_interval("knn_top1_drop", "k-NN top-1 lost, points", ".2f", always=True),
+    Column("runtime", "runtime", "s"),
+    Column("threads", "threads", "s"),
     Column("latency_p90_ms", "p90, ms", ".2f"),
     Column("latency_p99_ms", "p99, ms", ".2f"),
-    Column("speedup", "times as fast", ".2f", ("speedup_ci_low", "speedup_ci_high")),
     Column("throughput_ips", "images/s", ".1f"),
-    Column("cosine_mean", "cosine", ".4f", ("cosine_mean_ci_low", "cosine_mean_ci_high")),
-    Column("cosine_p5", "cosine, 5th pct.", ".4f"),
-    Column("knn_top1", "k-NN top-1, %", ".2f", ("knn_top1_ci_low", "knn_top1_ci_high")),
-    Column("knn_top1_drop", "top-1 lost, points", ".2f", ("knn_top1_drop_ci_low", "knn_top1_drop_ci_high")),
+    Column("preprocess_p50_ms", "preprocessing, ms", ".2f"),
+    Column("end_to_end_p50_ms", "with preprocessing, ms", ".2f"),
+    Column("noise_floor", "noise floor", ".1%"),
+    Column("limit_ms", "machine's limit, ms", ".2f"),
+    Column("over_limit", "times the limit", ".2f"),
+    Column("cosine_p5", "cosine, 5th percentile", ".4f"),
+    _with_interval("knn_top1", "k-NN top-1, %", ".2f"),
     Column("knn_top5", "k-NN top-5, %", ".2f"),
     Column("knn_agreement", "same prediction, %", ".1f"),
+    Column("mcnemar_p", "McNemar p", ".2g"),
+    Column("probe_top1", "probe top-1, %", ".2f"),
+    _with_interval("probe_top1_drop", "probe top-1 lost, points", ".2f"),
     Column("peak_rss_mb", "peak memory, MB", ".0f"),
+    Column("gpu_memory_mb", "GPU memory, MB", ".0f"),
     Column("load_ms", "load, ms", ".0f"),
     Column("first_inference_ms", "first call, ms", ".0f"),
-    Column("threads", "threads", "s"),
-]
-MODEL_COLUMNS = [
-    Column("size_mb", "size, MB", ".1f"),
-    Column("compression", "times smaller", ".2f"),
+    Column("energy_mj_per_image", "mJ per image", ".1f"),
     Column("quantized_modules", "modules converted", "s"),
     Column("quantizable_modules", "of", "s"),
 ]
@@ -75,47 +95,133 @@ def render_report(
     latency: Iterable[str | Path],
     variants: Sequence[str],
     config: Mapping[str, Any],
-) -> str:
-    """Return the page as HTML.
+) -> tuple[str, str]:
+    """Return the page as HTML, and its short form as GitHub's Markdown.
 
     ``variants`` gives their order, ``config`` is the resolved config; all else are files as the workflow's rules write
     them (seeded weights have no checkpoint): audits in folders named after their variants, figures as SVG named after
-    what they show. The page needs no network; every text in it is escaped.
+    what they show. The page needs no network; every text in both is escaped. The Markdown refers to the figures as
+    PNG in the folder `figures` beside it.
     """
     rows = read_rows(summary)
     timings = [read_json(path) for path in latency]
     data, model = read_json(dataset), read_json(info)
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html.j2").render(
-        substitutes=[part["substitute"] for part in (data, model) if part["substitute"]],
-        recommendation=read_json(recommendation),
-        figures=[_figure(Path(path)) for path in figures],
-        rows=rows,
-        model_columns=MODEL_COLUMNS,
-        measured_columns=MEASURED_COLUMNS,
-        cell=cell,
-        audits=sorted(map(_audit, map(Path, audits)), key=lambda audit: variants.index(audit["variant"])),
-        unsteady=[
+    content = {
+        "substitutes": [part["substitute"] for part in (data, model) if part["substitute"]],
+        "recommendation": read_json(recommendation),
+        "figures": [_figure(Path(path)) for path in figures],
+        "rows": rows,
+        "columns": [column for column in COLUMNS if column.always or any(row[column.name] for row in rows)],
+        "cell": cell,
+        "doubts": [row for row in rows if row["status"] in ("noisy", "unstable")],
+        "floors": [row for row in rows if row["variant"] == BASELINE and row["noise_floor"]],
+        "no_energy": sorted({(row["device"], row["energy_reason"]) for row in rows if row["energy_reason"]}),
+        "audits": sorted(map(_audit, map(Path, audits)), key=lambda audit: variants.index(audit["variant"])),
+        "unsteady": [
             _row_name(timing) for timing in timings if not all(arm["steady"] for arm in timing["warmup"].values())
         ],
-        machines=machines(timings),
-        timed=_period(timings),
-        receipts={
+        "machines": machines(timings),
+        "timed": _period(timings),
+        "receipts": {
             title: read_json(path)
             for title, path in [("Data set archive", archive), ("Checkpoint", checkpoint)]
             if path
         },
-        data=data,
-        model=model,
-        config=config,
-        config_text=yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True),
+        "data": data,
+        "model": model,
+        "config": config,
+        "config_text": yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True),
+        "methods": methods(rows, data, config),
+        **_inlined("css", "js"),
+    }
+    return _fill("report.html.j2", content, autoescape=True), _fill("report.md.j2", content, finalize=_markdown)
+
+
+def _fill(template: str, content: Mapping[str, Any], **options: Any) -> str:
+    environment = Environment(
+        loader=FileSystemLoader(SOURCES), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, **options
     )
+    return environment.get_template(template).render(content)
+
+
+def _inlined(*suffixes: str) -> dict[str, str]:
+    """Return the page's style and script, and the digests by which its content security policy lets just them in."""
+    texts = {suffix: (SOURCES / f"report.{suffix}").read_text(encoding="utf-8") for suffix in suffixes}
+    digests = {
+        f"{suffix}_digest": "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")
+        for suffix, text in texts.items()
+    }
+    return texts | digests
+
+
+def _markdown(value: Any) -> str:
+    """Return text in which nothing has a meaning in GitHub's Markdown, and that stays within a table's cell."""
+    return re.sub(r"([\\`*_\[\]<>|#~$&@])", r"\\\1", re.sub(r"\s+", " ", str(value)))
+
+
+def methods(rows: Sequence[Row], data: Mapping[str, Any], config: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return how the numbers of this run were made, in plain words: titles and paragraphs."""
+    timing, accuracy = config["latency"], config["accuracy"]
+    confidence = f"{100 * accuracy['confidence']:g} %"
+    told = [
+        (
+            "Speed",
+            f"A call is timed by itself, one at a time, on images that are ready. A variant and fp32 take turns on the "
+            f"same input, in {timing['rounds']} rounds of two blocks of about {timing['block_seconds']:g} s in random "
+            f"order, after a warm-up of at most {timing['warmup_seconds']:g} s. What disturbs the machine disturbs "
+            "both and cancels in the ratio: cite the speed-up rather than the milliseconds. It is the median over "
+            "rounds; its 95 % interval comes from resampling whole rounds, since calls within a block are not "
+            "independent. Nothing else of the run works meanwhile.",
+        ),
+        (
+            "Noise",
+            "fp32 against itself is timed in the same way. How far from 1 its speed-up reaches, interval included, is "
+            "the noise floor: smaller differences mean nothing. A row is noisy if other work, stolen time or a falling "
+            "clock was seen while it was timed, unstable if its calls became faster or slower throughout. Such rows "
+            "keep their numbers and say what was seen.",
+        ),
+        (
+            "Fixed and recorded",
+            "The number of threads and the processors they may use; one thread between operators; denormals computed "
+            "in full; freed memory kept by the allocator; model files read once before they are loaded.",
+        ),
+        (
+            "Size and memory",
+            "A process of its own imports the runtime, loads the model and runs it once. Peak memory is what that adds "
+            "to the process; size is that of the files.",
+        ),
+    ]
+    if any(row["limit_ms"] for row in rows):
+        told.append(
+            (
+                "The machine's limit",
+                "The largest products in each precision, and the fastest reading of memory, are measured on this "
+                "machine. From them and the model's operations and bytes follows the shortest time that a variant "
+                "could take; the roofline shows how near it comes.",
+            )
+        )
+    told.append(
+        (
+            "Accuracy",
+            f"Measured once per variant, on {accuracy['device']} where that can run it, and repeated in its rows for "
+            f"every device. Features are L2-normalised. k-NN is DINO's weighted vote (k = {accuracy['k']}, temperature "
+            f"{accuracy['temperature']}) of {data['splits']['query']:,} query images against a bank of "
+            f"{data['splits']['bank']:,}; bank and queries are the variant's own. The linear probe is trained on the "
+            f"same bank. Intervals are {confidence}: Wilson's for percentages; Tango's for a loss, from the queries of "
+            "which one model was right and the other wrong; for the cosine a bootstrap over queries "
+            f"({accuracy['resamples']} resamples). McNemar's test asks whether lost and gained predictions are uneven "
+            "beyond chance. A loss that these images do not show can still be as large as its interval.",
+        )
+    )
+    told.append(
+        (
+            "The recommendation",
+            "The fastest variant whose intervals lie within the budget. Of variants that cannot be told apart in speed "
+            "(intervals that overlap, or a difference below the noise floor) the one whose timing is not in doubt, "
+            "then the smallest, then one that needs no other runtime, then the closest to fp32.",
+        )
+    )
+    return told
 
 
 def cell(row: Row, column: Column) -> tuple[str, str]:
@@ -151,10 +257,15 @@ def _period(timings: Sequence[Mapping[str, Any]]) -> str:
     return " to ".join(f"{datetime.fromtimestamp(moment, UTC):%Y-%m-%d %H:%M}" for moment in (first, last)) + " UTC"
 
 
-def _figure(path: Path) -> dict[str, str]:
+def _figure(path: Path) -> dict[str, Any]:
     """Return a figure for the page; as a data URI, so that the ids inside several SVGs cannot clash."""
     content = base64.b64encode(path.read_bytes()).decode("ascii")
-    return {"name": path.stem, "caption": CAPTIONS[path.stem], "uri": f"data:image/svg+xml;base64,{content}"}
+    return {
+        "name": path.stem,
+        "caption": CAPTIONS[path.stem],
+        "uri": f"data:image/svg+xml;base64,{content}",
+        "photographs": path.stem in PHOTOGRAPHS,
+    }
 
 
 def _audit(path: Path) -> dict[str, Any]:

@@ -64,8 +64,8 @@ def _panel(ax: Axes, calls: Calls, device: str, style: Style) -> None:
             medianprops={"color": "black", "linewidth": 1.4},
             flierprops={"marker": ".", "markersize": 3, "markerfacecolor": colour, "markeredgecolor": colour},
         )
-        note = {"xycoords": ax.get_yaxis_transform(), "ha": "right", "va": "center", "size": "small"}
-        ax.annotate(f"n {ms.size}", (0.995, y), **note)
+        across = ax.get_yaxis_transform()
+        ax.annotate(f"n {ms.size}", (0.995, y), xycoords=across, ha="right", va="center", size="small")
     ax.set_xscale("log")
     low, high = ax.get_xlim()
     ax.set_xlim(low, high * (high / low) ** 0.12)  # room for the counts
