@@ -7,7 +7,7 @@ import pytest
 
 from conftest import Checkout
 
-FIGURES = ["latency", "throughput", "size", "pareto", "fidelity", "roofline", "audit"]
+FIGURES = ["pareto", "latency", "distribution", "throughput", "roofline", "size", "fidelity", "audit"]
 VARIANTS = ["fp32", "int8-dynamic-linear", "int8-static"]  # of tests/small.yaml, those that run on a CPU
 
 
@@ -79,7 +79,9 @@ def test_a_fresh_run_does_everything_once(fresh: Checkout) -> None:
     [
         pytest.param({"figures": {"palette": "deep"}}, PAGE, id="figures, used by all"),
         pytest.param(
-            {"figures": {"batch_size": 1}}, {*draw("latency", "pareto"), "write_report"}, id="figures, used by two"
+            {"figures": {"batch_size": 1}},
+            {*draw("latency", "distribution", "pareto"), "write_report"},
+            id="figures, used by three",
         ),
         pytest.param({"budget": {"cosine": 0.9}}, {"recommend", "write_report"}, id="the budget"),
         pytest.param(
