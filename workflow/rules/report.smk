@@ -11,7 +11,7 @@ report: "../report/workflow.rst"
 FIGURES = ["pareto", "latency", "distribution", "throughput", "roofline", "size", "fidelity"]
 FIGURES += ["sensitivity"] * ANALYSED + ["audit"]
 SHOWN_BATCH_SIZE = config["figures"]["batch_size"] or min(BATCH_SIZES)
-SHOWN_LATENCIES = [path for path in LATENCIES if path.endswith(f"/batch{SHOWN_BATCH_SIZE}.json")]
+SHOWN_LATENCIES = [path for path in LATENCIES if Path(path).stem == f"batch{SHOWN_BATCH_SIZE}"]
 
 
 rule summarise:
