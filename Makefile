@@ -1,5 +1,5 @@
 # One line each: what people do here. Every target makes the environment it needs.
-.PHONY: env peers demo run test lint bench lock
+.PHONY: env peers demo run compare test lint bench lock
 CORES ?= all
 SNAKEMAKE = .venv/bin/snakemake --cores $(CORES)
 
@@ -16,6 +16,9 @@ demo: env
 
 run: env
 	$(SNAKEMAKE)
+
+compare: env
+	@.venv/bin/python workflow/scripts/compare.py $(A) $(B)
 
 test: env
 	.venv/bin/pytest
