@@ -252,6 +252,16 @@ def test_the_card_says_what_the_file_is(network: nn.Module, tmp_path: Path) -> N
     assert json.loads(extra["dinoquant.json"]) == card
 
 
+def test_a_file_holds_nothing_of_the_machine_that_made_it(network: nn.Module, tmp_path: Path) -> None:
+    """Debug information has the paths of all Python files on the stack: every job's script is a temporary copy."""
+    path = tmp_path / "model.pt"
+    write(quantize(network, {"recipe": "fp32"}), network, path, {"recipe": "fp32"})
+    with zipfile.ZipFile(path) as archive:
+        assert {name.partition("/")[0] for name in archive.namelist()} == {"archive"}
+        for name in archive.namelist():
+            assert b".py" not in archive.read(name), name
+
+
 def test_export_refuses_a_trace_that_is_not_the_model(network: nn.Module, tmp_path: Path) -> None:
     class Moody(nn.Module):
         def forward(self, images: torch.Tensor) -> torch.Tensor:

@@ -40,6 +40,7 @@ if __name__ == "__main__":
             quantized = cast.quantize(network, options, None)
             export(quantized, snakemake.output.model, "fp32", options, info)
             audit.write(snakemake.output.audit, network, "fp32", quantized)
-            with atomic(snakemake.output.state_dict) as partial:
-                torch.save(network.state_dict(), partial)
+            # Through a stream: the name of a file, here a temporary one, would become part of the archive.
+            with atomic(snakemake.output.state_dict) as partial, partial.open("wb") as stream:
+                torch.save(network.state_dict(), stream)
             write_json(snakemake.output.info, info)

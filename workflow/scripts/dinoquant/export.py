@@ -101,11 +101,23 @@ def _trace(quantized: Quantized, image: Tensor) -> torch.jit.ScriptModule:
 
 
 def _serialize(traced: torch.jit.ScriptModule, card: Mapping[str, Any]) -> bytes:
-    # Through memory: a file's name becomes part of the archive, and a temporary one would make equal models differ.
-    buffer = io.BytesIO()
+    """Return the file's bytes, which are equal for equal models.
+
+    PyTorch's own are not: the name of the file becomes part of the archive, and so do, as debug information, the paths
+    of all Python files that took part in the trace, a job's temporary script among them.
+    """
+    buffer, stripped = io.BytesIO(), io.BytesIO()
     with torchscript_warnings_known():
         torch.jit.save(traced, buffer, _extra_files={CARD: json.dumps(card, sort_keys=True).encode()})
-    return buffer.getvalue()
+    buffer.seek(0)
+    reader, writer = torch._C.PyTorchFileReader(buffer), torch._C.PyTorchFileWriter(stripped)
+    for name in reader.get_all_records():
+        # The last one is a digest of the others, which the writer makes anew.
+        if not name.endswith((".debug_pkl", ".data/serialization_id")):
+            record = reader.get_record(name)
+            writer.write_record(name, record, len(record))
+    writer.write_end_of_file()
+    return stripped.getvalue()
 
 
 def require_close(found: Tensor, expected: Tensor, tolerance: float, what: str) -> None:
