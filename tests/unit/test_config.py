@@ -156,3 +156,58 @@ def test_what_lacks_its_environment_is_unsupported_and_says_how_to_get_it(
     )
     assert "install g++" in found["inductor-fp32"]["cpu"]
     assert "int8-static" not in found
+
+
+def variants_of(change: dict[str, Any]) -> dict[str, Any]:
+    return complete(merged(GOOD, {"variants": change}), SCHEMA)["variants"]
+
+
+def test_a_sweep_is_a_variant_for_each_combination() -> None:
+    sweep = {"recipe": "int8-mixed", "sweep": {"default": ["int8", "bf16"], "attention": ["bf16", "fp32"]}}
+    found = {name: options for name, options in variants_of({"m": sweep}).items() if name.startswith("m")}
+    assert list(found) == [
+        f"m.default-{default}.attention-{attention}" for default in ("int8", "bf16") for attention in ("bf16", "fp32")
+    ]
+    one = found["m.default-bf16.attention-fp32"]
+    assert (one["recipe"], one["default"], one["attention"]) == ("int8-mixed", "bf16", "fp32")
+    assert one == variants_of({"x": {"recipe": "int8-mixed", "default": "bf16", "attention": "fp32"}})["x"]
+
+
+def test_a_sweep_may_have_numbers_and_lists_and_leave_a_point_out() -> None:
+    lists = {"recipe": "int8-static", "observer": "minmax", "sweep": {"modules": [["Linear"], ["Linear", "Conv2d"]]}}
+    found = variants_of({"s": lists, "a": {"recipe": "int8-auto", "sweep": {"cosine": [0.99, 0.999]}}})
+    assert found["s.modules-Linear+Conv2d"]["modules"] == ["Linear", "Conv2d"]
+    assert found["a.cosine-0.99"]["cosine"] == 0.99
+    assert "s.modules-Linear" not in variants_of({"s": lists, "s.modules-Linear": None})
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"s": {"recipe": "int8-smooth", "sweep": {}}}, ["variants.s.sweep"]),
+        ({"s": {"recipe": "int8-smooth", "sweep": {"attention": []}}}, ["variants.s.sweep.attention"]),
+        ({"s": {"recipe": "int8-smooth", "sweep": {"attention": "bf16"}}}, ["variants.s.sweep.attention", "'array'"]),
+        ({"s": {"recipe": "int8-smooth", "sweep": {"recipe": ["bf16"]}}}, ["variants.s.sweep"]),
+        ({"s": {"recipe": "int8-smooth", "sweep": {"attention": ["bf17"]}}}, ["variants.s.attention-bf17.attention"]),
+        ({"s": {"recipe": "int8-smooth", "sweep": {"atention": ["bf16"]}}}, ["did you mean `attention`"]),
+        ({"s": {"recipe": "int8-smooth", "attention": "bf16", "sweep": {"attention": ["fp32"]}}}, ["given twice"]),
+        ({"s": {"recipe": "int8-smooth", "sweep": {"attention": ["bf16", "bf16"]}}}, ["two of its variants"]),
+        (
+            {"s": {"recipe": "int8-smooth", "sweep": {"attention": ["../x"]}}},
+            ["variants.s.sweep", "cannot be a variant"],
+        ),
+        ({"s": {"recipe": "int8-auto", "sweep": {"cosine": list(range(1001))}}}, ["1001 variants; at most 1000"]),
+        (
+            {
+                "s.attention-bf16": {"recipe": "int8-smooth"},
+                "s": {"recipe": "int8-smooth", "sweep": {"attention": ["bf16"]}},
+            },
+            ["two variants called s.attention-bf16"],
+        ),
+    ],
+)
+def test_mistake_in_a_sweep_is_explained(change: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(UserError) as error:
+        variants_of(change)
+    for word in words:
+        assert word in str(error.value)

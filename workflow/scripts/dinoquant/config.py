@@ -5,7 +5,9 @@ Imported by the Snakefile, so it needs nothing heavier than jsonschema and PyYAM
 
 import copy
 import difflib
+import itertools
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,8 @@ BASELINE = "fp32"
 MOST_VALUES = 100_000
 DEEPEST = 32
 LONGEST_MESSAGE = 500  # characters of one problem, which may repeat a whole list
+MOST_POINTS = 1000  # of a sweep: a typing error must not fill the disk
+NAMES = "it becomes a folder; use up to 64 letters, digits, and `_ . + -`, beginning with a letter or digit"
 
 
 def complete(config: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, Any]:
@@ -35,9 +39,9 @@ def complete(config: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, 
         raise _error(problems)
     result = copy.deepcopy(dict(config))
     if isinstance(result.get("variants"), dict):
-        result["variants"] = {name: options for name, options in result["variants"].items() if options is not None}
+        result["variants"], problems = _expanded(result["variants"], schema)
     _read_numbers(result, schema)
-    problems = [_explain(error) for error in Draft202012Validator(schema).iter_errors(result)]
+    problems += [_explain(error) for error in Draft202012Validator(schema).iter_errors(result)]
     if not problems:
         problems = [problem for name in result["variants"] for problem in _variant_problems(name, result, schema)]
     if not problems:
@@ -78,6 +82,57 @@ def require_unique_keys(path: str | Path) -> None:
                         "would count and the other be ignored. Remove or rename one."
                     )
                 waiting.append(value)
+
+
+def _expanded(variants: Mapping[str, Any], schema: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Return the variants without those set to null, a variant for each point of a sweep, and what is wrong with it.
+
+    The point of ``NAME: {recipe: R, sweep: {option: [value, ...]}}`` is called ``NAME.option-value``, with an ending
+    for each option; where a value is a list, its entries are joined by "+".
+    """
+    found: dict[str, Any] = {}
+    problems: list[str] = []
+    for name, options in variants.items():
+        points: Mapping[str, Any] = {name: options}
+        if isinstance(options, dict) and "sweep" in options:
+            points, wrong = _points(str(name), options, schema)
+            problems += wrong
+        # A point of a sweep that is set to null, by its own name, is left out too.
+        points = {
+            point: its for point, its in points.items() if its is not None and variants.get(point, its) is not None
+        }
+        problems += [f"variants.{name}: there are two variants called {point}" for point in points if point in found]
+        found |= points
+    return found, problems
+
+
+def _points(
+    name: str, options: Mapping[str, Any], schema: Mapping[str, Any]
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Return the variants of one sweep by name, and what is wrong with it."""
+    sweep = options["sweep"]
+    fixed = {key: value for key, value in options.items() if key != "sweep"}
+    where = ("variants", name, "sweep")
+    problems = [_explain(error, where) for error in Draft202012Validator(schema["$defs"]["sweep"]).iter_errors(sweep)]
+    if problems:
+        return {}, problems
+    problems = [f"{'.'.join(where)}.{key}: given twice, in the sweep and beside it" for key in sweep if key in fixed]
+    if (points := math.prod(map(len, sweep.values()))) > MOST_POINTS:
+        return {}, [*problems, f"{'.'.join(where)}: {points} variants; at most {MOST_POINTS} are possible"]
+    found = {}
+    for values in itertools.product(*sweep.values()):
+        point = ".".join([name, *(f"{key}-{_in_name(value)}" for key, value in zip(sweep, values, strict=True))])
+        if point in found:
+            problems.append(f"{'.'.join(where)}: two of its variants would be called {point}")
+        elif not re.search(schema["properties"]["variants"]["propertyNames"]["pattern"], point):
+            problems.append(f"{'.'.join(where)}: `{point}` cannot be a variant's name: {NAMES}")
+        else:
+            found[point] = copy.deepcopy({**fixed, **dict(zip(sweep, values, strict=True))})
+    return found, problems
+
+
+def _in_name(value: Any) -> str:
+    return "+".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def unsupported(variants: Mapping[str, Mapping[str, Any]], devices: Sequence[str]) -> dict[str, dict[str, str]]:
@@ -192,10 +247,7 @@ def _explain(error: ValidationError, prefix: tuple[str, ...] = (), suffix: str =
         case "anyOf":
             return f"{label}found {found!r}, expected {_alternatives(expected)}"
         case "pattern" if "propertyNames" in error.absolute_schema_path:
-            return (
-                f"{label}`{found}` cannot be a variant's name: it becomes a folder; use up to 64 letters, "
-                "digits, and `_ . + -`, beginning with a letter or digit"
-            )
+            return f"{label}`{found}` cannot be a variant's name: {NAMES}"
         case "pattern" if "description" in schema:
             return f"{label}found {found!r}, which does not fit. {schema['description']}"
         case _:
