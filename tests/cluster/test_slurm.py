@@ -35,10 +35,11 @@ SUBMITTED = {
     "evaluate_probe",
     "measure_latency",
     "measure_footprint",
+    "measure_energy",
     "measure_machine",
 }
 GROUPED = "accuracy_evaluate_accuracy"  # the group, and the rule of its members
-TIMED = {"measure_latency", "measure_footprint", "measure_machine"}
+TIMED = {"measure_latency", "measure_footprint", "measure_energy", "measure_machine"}
 # With fp32, which is always there, the fewest jobs that a whole run can have.
 VARIANT = "int8-dynamic-linear"
 # First poll after so many seconds: about what a job takes. Every poll in vain, or of a failed job, makes the next wait

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from conftest import ROOT, Checkout
 
-TIMED = {"measure_latency", "measure_footprint", "measure_machine"}
+TIMED = {"measure_latency", "measure_footprint", "measure_energy", "measure_machine"}
 
 
 def test_summary_has_a_row_for_every_variant(finished: Checkout) -> None:
@@ -49,7 +49,7 @@ def test_timings_overlap_nothing(finished: Checkout) -> None:
         output = base64.b64decode(file.name).decode()
         jobs[record["job_hash"]] = (record["rule"], record["starttime"], record["endtime"], output)
     timed = [job for job in jobs.values() if job[0] in TIMED]
-    assert len(timed) == 7
+    assert len(timed) == 10
     for rule, start, end, output in timed:
         others = [job for job in jobs.values() if job[3] != output and job[1] < end and job[2] > start]
         assert not others, f"{rule} of {output} ran beside {others}"

@@ -27,6 +27,10 @@ def footprint(*variants: str) -> set[str]:
     return {f"measure_footprint device=cpu, variant={variant}" for variant in variants}
 
 
+def energy(*variants: str) -> set[str]:
+    return {f"measure_energy device=cpu, variant={variant}" for variant in variants}
+
+
 def per_variant(rule: str, *variants: str) -> set[str]:
     return {f"{rule} variant={variant}" for variant in variants}
 
@@ -47,6 +51,7 @@ def whole(*variants: str) -> set[str]:
         | probe(*variants)
         | latency(*variants)
         | footprint(*variants)
+        | energy(*variants)
         | {"derive_limits"}
     )
 
@@ -91,9 +96,10 @@ def test_a_fresh_run_does_everything_once(fresh: Checkout) -> None:
         pytest.param({"latency": {"rounds": 7}}, latency(*VARIANTS) | AGGREGATE, id="a latency key"),
         pytest.param(
             {"latency": {"threads": 1}},
-            latency(*VARIANTS) | footprint(*VARIANTS) | {MACHINE, "derive_limits"} | AGGREGATE,
+            latency(*VARIANTS) | footprint(*VARIANTS) | energy(*VARIANTS) | {MACHINE, "derive_limits"} | AGGREGATE,
             id="the number of threads",
         ),
+        pytest.param({"energy": {"seconds": 2}}, energy(*VARIANTS) | AGGREGATE, id="the energy's seconds"),
         pytest.param({"accuracy": {"k": 2}}, accuracy(*VARIANTS) | AGGREGATE, id="an accuracy key"),
         pytest.param({"accuracy": {"probe": {"C": 2}}}, probe(*VARIANTS) | AGGREGATE, id="the probe's key"),
         pytest.param(
@@ -118,6 +124,7 @@ def test_a_change_of_the_config(run: Checkout, overlay: dict, expected: set[str]
         ("recipes/static", whole("int8-static") | AGGREGATE),
         ("figures/size", PAGE),
         ("report", {"write_report"}),
+        ("energy", energy(*VARIANTS) | AGGREGATE),
         ("peaks", {MACHINE, "derive_limits"} | AGGREGATE),
         ("operations", {"derive_limits"} | AGGREGATE),
         ("generate", EVERYTHING - {"export_fp32", "quantize variant=fp16", MACHINE} - whole(*VARIANTS)

@@ -21,6 +21,7 @@ rule summarise:
         accuracy=ACCURACIES,
         probe=PROBES,
         limits="results/limits.csv",
+        energy=ENERGIES,
         audit=AUDITS,
         models=[file for variant in VARIANTS for file in artifacts(variant)],
         code=code("summarise"),

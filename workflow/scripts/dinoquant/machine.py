@@ -44,17 +44,23 @@ def resolve_threads(asked: int | str, key: str) -> int:
     return threads
 
 
-def cuda_devices() -> int:
-    """Return the number of CUDA devices that the driver shows to this process; 0 without a driver.
-
-    Asks the driver itself (https://docs.nvidia.com/cuda/cuda-driver-api/), which obeys CUDA_VISIBLE_DEVICES.
-    """
+def cuda_driver() -> Any:
+    """Return CUDA's driver, started (https://docs.nvidia.com/cuda/cuda-driver-api/); None where there is none."""
     try:
         driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     except OSError:
-        return 0
+        return None
+    return driver if driver.cuInit(0) == 0 else None
+
+
+def cuda_devices() -> int:
+    """Return the number of CUDA devices that the driver shows to this process; 0 without a driver.
+
+    Asks the driver itself, which obeys CUDA_VISIBLE_DEVICES.
+    """
+    driver = cuda_driver()
     count = ctypes.c_int(0)
-    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+    if driver is None or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
         return 0
     return count.value
 
