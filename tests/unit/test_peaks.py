@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from dinoquant import peaks
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small products and arrays."""
     monkeypatch.setattr(peaks, "SIZES", (64,))
+    monkeypatch.setattr(peaks, "ROUNDS", 2)
     monkeypatch.setattr(peaks, "PRODUCT_SECONDS", 0)
     monkeypatch.setattr(peaks, "MEMORY_SECONDS", 0)
     monkeypatch.setattr(peaks, "ARRAY_BYTES", (1 << 16, 1 << 16))
@@ -63,7 +65,8 @@ def test_result_is_json_and_has_a_roof_for_what_this_machine_can_do(quick: None)
     tried = {(row["precision"], row["flops"]) for row in found["products"]}
     assert found["gemm_flops"]["fp32"] == max(flops for precision, flops in tried if precision == "fp32")
     assert found["gemm_flops"]["fp16"] is None
-    assert found["bandwidth_bytes_per_s"] == max(found["memory"]["bytes_per_s"].values())
+    assert found["bandwidth_bytes_per_s"] == max(max(row["bytes_per_s"].values()) for row in found["memory"])
+    assert {row["round"] for row in found["products"]} == {0, 1}
     assert found["threads"] == torch.get_num_threads() == 1
 
 
@@ -78,6 +81,16 @@ def test_what_does_not_work_is_missing_with_its_reason(quick: None, monkeypatch:
     assert found["notes"]["quantized::linear"] == "no such kernel"
     assert "wrong" in found["notes"]["onednn::qlinear_pointwise"]
     assert found["int8_exact"] is False
+
+
+def test_rounds_that_differ_are_noted() -> None:
+    def row(number: int, flops: float, **other: Any) -> dict[str, Any]:
+        return {"precision": "fp32", "kernel": "mm", "size": 512, "round": number, "flops": flops} | other
+
+    calm = [row(0, 100.0), row(1, 90.0), row(0, 1.0, size=64), row(1, 50.0, size=64), row(1, 40.0, kernel="slow")]
+    assert peaks.disturbance(calm) is None
+    assert "70% slower" in str(peaks.disturbance([*calm, row(2, 30.0)]))
+    assert peaks.disturbance([]) is None
 
 
 def test_shared_caches_count_once(tmp_path: Path) -> None:
