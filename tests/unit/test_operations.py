@@ -47,6 +47,29 @@ def test_vit_small_on_shapes_alone() -> None:
     assert sum(counted.values()) == 4_598_498_304  # 4.6 G, as timm and the papers have it
 
 
+@torch.no_grad()
+def test_of_the_last_block_only_what_the_first_token_needs() -> None:
+    network, tokens, width = tiny_vit(), 17, 64
+    counted = operations.macs(network)
+    found = operations.needed(network, counted)
+    assert {name: found[name] for name in found if not name.startswith("blocks.1.")} == {
+        name: counted[name] for name in counted if not name.startswith("blocks.1.")
+    }
+    assert {name.removeprefix("blocks.1."): found[name] for name in found if name.startswith("blocks.1.")} == {
+        "attn.qkv": width**2 + tokens * width * 2 * width,
+        "attn.softmax": 2 * tokens * width,
+        "attn.proj": width**2,
+        "mlp.fc1": 4 * width**2,
+        "mlp.fc2": 4 * width**2,
+    }
+
+
+@torch.no_grad()
+def test_a_mean_over_all_tokens_needs_everything() -> None:
+    network = tiny_vit(global_pool="avg", class_token=False)
+    assert operations.needed(network, operations.macs(network)) == operations.macs(network)
+
+
 def test_another_image_size() -> None:
     with torch.device("meta"):
         network = model.build("vit_small_patch16_224.dino", 96)

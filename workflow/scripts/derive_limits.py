@@ -20,7 +20,8 @@ if __name__ == "__main__":
         info = read_json(inputs.info)
         with span("derive"):
             with torch.device("meta"):  # shapes are all it takes
-                macs = operations.macs(model.build(info["architecture"], info["image_size"]))
+                network = model.build(info["architecture"], info["image_size"])
+                macs = operations.needed(network, operations.macs(network))
             audits = {Path(path).parent.name: limits.read_became(path) for path in inputs.audits}
             models = {
                 variant: limits.Model(

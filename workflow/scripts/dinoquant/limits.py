@@ -44,7 +44,7 @@ def precision(text: str, table: Mapping[str, str]) -> str | None:
 def macs_by_precision(macs: Mapping[str, int], audit: Mapping[str, str] | None, recipe: str) -> dict[str | None, int]:
     """Return the multiply-adds by precision of a variant.
 
-    :param macs: multiply-adds by part (`dinoquant.operations.macs`).
+    :param macs: multiply-adds by part (`dinoquant.operations.needed`).
     :param audit: what the parts became, by name; None where there is no audit, and the recipe's name has to tell.
     """
     found: Counter[str | None] = Counter()

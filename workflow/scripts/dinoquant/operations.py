@@ -1,5 +1,7 @@
 """Count the multiply-adds of a vision transformer, part by part."""
 
+from collections.abc import Mapping
+
 import torch
 from timm.models import VisionTransformer
 from torch.func import functional_call
@@ -32,6 +34,22 @@ def macs(model: VisionTransformer) -> dict[str, int]:
     own = {name: operations - children.get(name, 0) for name, operations in total.items()}
     # PyTorch counts a multiply-add as two operations.
     return {_part(model, name): operations // 2 for name, operations in own.items() if operations}
+
+
+def needed(model: VisionTransformer, counted: Mapping[str, int]) -> dict[str, int]:
+    """Return which of the multiply-adds that `macs` counted the features depend on.
+
+    A model that reads its feature from the first token needs the others in its last block as keys and values alone: all
+    else that becomes of them there is never read, and some variants do not compute it.
+    """
+    if model.global_pool != "token":
+        return dict(counted)
+    tokens = model.patch_embed.num_patches + model.num_prefix_tokens
+    last = f"blocks.{len(model.blocks) - 1}."
+    share = {f"{last}{part}": (1, tokens) for part in ("attn.softmax", "attn.proj", "mlp.fc1", "mlp.fc2")}
+    share[f"{last}attn.qkv"] = (2 * tokens + 1, 3 * tokens)
+    whole = (1, 1)
+    return {name: count * share.get(name, whole)[0] // share.get(name, whole)[1] for name, count in counted.items()}
 
 
 def _part(model: VisionTransformer, name: str) -> str:
