@@ -120,7 +120,7 @@ def test_a_change_of_the_config(run: Checkout, overlay: dict, expected: set[str]
         ("knn", accuracy(*VARIANTS) | probe(*VARIANTS) | AGGREGATE),
         ("fidelity", accuracy(*VARIANTS) | AGGREGATE),
         ("probe", probe(*VARIANTS) | AGGREGATE),
-        ("latency", latency(*VARIANTS) | AGGREGATE),
+        ("latency", latency(*VARIANTS) | energy(*VARIANTS) | AGGREGATE),
         ("recipes/static", whole("int8-static") | AGGREGATE),
         ("figures/size", PAGE),
         ("report", {"write_report"}),
