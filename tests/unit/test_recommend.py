@@ -127,6 +127,11 @@ def test_a_wide_interval_makes_a_slow_variant_no_equal() -> None:
     assert found["rejected"]["vague"].endswith("(0.50 to 5.50), though not beyond noise")
 
 
+def test_a_disturbed_machine_makes_a_slow_variant_no_equal_either() -> None:
+    found = on_cpu(FP32, row("fast", 3.0, 0.999, 30, width=2.9), row("slow", 0.2, 0.999, 10, width=0.9))
+    assert found["pick"] == "fast"
+
+
 def test_a_doubtful_timing_loses_a_tie_and_is_picked_only_with_a_warning() -> None:
     doubtful = row("doubtful", 5.1, 0.999, 10, width=0.3, status="noisy", reason="5 % stolen")
     found = on_cpu(FP32, doubtful, row("sound", 5.0, 0.999, 20, width=0.3))
