@@ -214,6 +214,15 @@ def test_page_does_without_intervals(tmp_path: Path) -> None:
     assert "deploy bf16: 3.12x as fast as fp32, 2.0x smaller" in _page(samples)
 
 
+def test_rows_of_several_machines_carry_a_note(tmp_path: Path) -> None:
+    samples = _samples(tmp_path)
+    assert "were timed on" not in _page(samples)
+    summary = samples.root / "summary.csv"
+    summary.write_text(summary.read_text().replace(",node1,", ",node2,", 1))
+    for page in (_page(samples), _short(samples)):
+        assert "The rows were timed on 2 machines: 1 on node2" in page
+
+
 def test_machines_are_told_apart() -> None:
     timing = {"variant": "bf16", "device": "cpu", "batch_size": 1}
     one, other = {"node": "a", "affinity": [0, 1], "git": None}, {"node": "b", "affinity": None, "git": None}

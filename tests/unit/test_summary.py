@@ -43,7 +43,7 @@ def test_rows_follow_the_config_whatever_the_order_of_the_files(samples: Samples
 
 def test_columns_are_the_interface(samples: Samples) -> None:
     expected = (
-        "variant runtime device batch_size threads status reason latency_p50_ms latency_p50_ci_low_ms "
+        "variant runtime device batch_size threads node cpu status reason latency_p50_ms latency_p50_ci_low_ms "
         "latency_p50_ci_high_ms latency_p90_ms latency_p99_ms throughput_ips speedup speedup_ci_low speedup_ci_high "
         "preprocess_p50_ms end_to_end_p50_ms noise_floor limit_ms over_limit size_mb compression peak_rss_mb "
         "gpu_memory_mb load_ms first_inference_ms energy_mj_per_image energy_reason knn_top1 knn_top1_ci_low "
@@ -74,6 +74,17 @@ def test_accuracy_is_missing_where_it_was_not_measured(samples: Samples) -> None
     row = _row(_table(samples), "fp16", "cuda")
     assert row["status"] == "ok"
     assert row[ACCURACY].isna().all()
+
+
+def test_rows_of_another_machine_say_so_and_borrow_no_noise_floor(samples: Samples) -> None:
+    path = next(path for path in samples.latency if path.match("cpu/bf16/batch1.json"))
+    timing = json.loads(path.read_text())
+    path.write_text(json.dumps(timing | {"machine": timing["machine"] | {"node": "node2", "cpu": "Xeon"}}))
+    table = _table(samples)
+    assert list(_row(table, "bf16", "cpu")[["node", "cpu"]]) == ["node2", "Xeon"]
+    assert list(_row(table, "bf16", "cpu", 16)[["node", "cpu"]]) == ["node1", "AMD EPYC 9B45"]
+    assert pd.isna(_row(table, "bf16", "cpu")["noise_floor"])
+    assert _row(table, "bf16", "cpu", 16)["noise_floor"] == 0.02
 
 
 def test_size_is_that_of_the_file_not_of_the_footprint(samples: Samples) -> None:

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -114,6 +115,7 @@ def render_report(
         "columns": [column for column in COLUMNS if column.always or any(row[column.name] for row in rows)],
         "cell": cell,
         "doubts": [row for row in rows if row["status"] in ("noisy", "unstable")],
+        "nodes": Counter(f"{row['node']} ({row['cpu'] or 'processor not known'})" for row in rows if row["node"]),
         "floors": [row for row in rows if row["variant"] == BASELINE and row["noise_floor"]],
         "no_energy": sorted({(row["device"], row["energy_reason"]) for row in rows if row["energy_reason"]}),
         "audits": sorted(map(_audit, map(Path, audits)), key=lambda audit: variants.index(audit["variant"])),

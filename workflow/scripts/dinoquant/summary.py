@@ -47,8 +47,21 @@ ACCURACY = [
     "probe_top1_drop_ci_low",
     "probe_top1_drop_ci_high",
 ]
+MACHINE = ["node", "cpu"]
 COLUMNS = [
-    *["variant", "runtime", "device", "batch_size", "threads", "status", "reason", *LATENCY[1:], "noise_floor", *LIMIT],
+    *[
+        "variant",
+        "runtime",
+        "device",
+        "batch_size",
+        "threads",
+        *MACHINE,
+        "status",
+        "reason",
+        *LATENCY[1:],
+        "noise_floor",
+        *LIMIT,
+    ],
     *["size_mb", "compression", *FOOTPRINT, *ENERGY, *ACCURACY, "quantized_modules", "quantizable_modules"],
 ]
 BASELINE = "fp32"
@@ -71,7 +84,8 @@ def summarise(
     ``audits`` and ``models`` lie in folders named after their variants. ``config`` has ``variants``, ``runtimes``
     (variant -> runtime), ``devices``, ``batch_sizes`` and ``unsupported`` (variant -> device -> reason). ``status`` is
     ``unsupported``, or the verdict on the timing: ``ok``, ``noisy``, ``unstable``; ``reason`` says why where it is not
-    ``ok``. ``noise_floor`` is that of fp32 against itself on the row's device, at its batch size. What was not measured
+    ``ok``. ``node`` and ``cpu`` say where the row was timed, beside fp32 there. ``noise_floor`` is that of fp32 against
+    itself on the row's device, at its batch size; missing where that was another machine. What was not measured
     is missing, never 0: all measurements where a variant is unsupported, the accuracy of a variant that cannot run on
     ``accuracy.device``.
 
@@ -97,7 +111,10 @@ def summarise(
             timing = _found(latencies, cell, "latency")
             row |= {"status": timing.get("verdict", "ok"), "reason": timing.get("verdict_reason") or None}
             row |= _pick(timing, LATENCY)
-            row["noise_floor"] = latencies.get((BASELINE, device, batch_size), {}).get("noise_floor")
+            row |= _pick(timing["machine"], MACHINE)
+            control = latencies.get((BASELINE, device, batch_size), {"machine": {}})
+            same = _pick(control["machine"], MACHINE) == _pick(timing["machine"], MACHINE)
+            row["noise_floor"] = control.get("noise_floor") if same else None
             limit = limit_of.get(cell)
             row |= {"limit_ms": limit, "over_limit": limit and timing["latency_p50_ms"] / limit}
             row |= _pick(_found(footprints, (variant, device), "footprint"), FOOTPRINT)
