@@ -19,7 +19,7 @@ from dinoquant.job import job, log, span
 def snakemake(tmp_path: Path) -> Iterator[SimpleNamespace]:
     """A stand-in for Snakemake's object; what `job` sets for the whole process is put back afterwards."""
     before = gc.get_threshold(), list(log.handlers), log.level, log.propagate
-    yield SimpleNamespace(log=[str(tmp_path / "job.log")], rule="quantize")
+    yield SimpleNamespace(log=[str(tmp_path / "job.log")], rule="quantize", output=[str(tmp_path / "model.pt")])
     gc.set_threshold(*before[0])
     gc.unfreeze()
     log.handlers, log.level, log.propagate = before[1:]
@@ -56,6 +56,16 @@ def test_system_error_comes_with_advice(
     assert advice in shown
     assert "Traceback" not in shown
     assert "Traceback" in text
+
+
+def test_what_a_killed_job_left_is_removed(snakemake: SimpleNamespace, tmp_path: Path) -> None:
+    mine, others = tmp_path / ".model.7.partial.pt", tmp_path / ".info.7.partial.json"
+    mine.touch()
+    others.touch()
+    with job(snakemake):
+        pass
+    assert not mine.exists()
+    assert others.exists()
 
 
 def test_unexpected_error_keeps_its_traceback(snakemake: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:

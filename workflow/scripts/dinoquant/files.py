@@ -1,6 +1,7 @@
 """Files that are either complete or absent: everything is written beside its place and renamed."""
 
 import csv
+import glob
 import json
 import os
 from collections.abc import Iterator
@@ -27,6 +28,13 @@ def atomic(path: str | Path) -> Iterator[Path]:
             os.fsync(stream.fileno())
         partial.replace(target)
     finally:
+        partial.unlink(missing_ok=True)
+
+
+def remove_partials(path: str | Path) -> None:
+    """Remove what writers of ``path`` that were killed have left beside it."""
+    target = Path(path)
+    for partial in target.parent.glob(f".{glob.escape(target.stem)}.*.partial{glob.escape(target.suffix)}"):
         partial.unlink(missing_ok=True)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dinoquant.errors import UserError
+from dinoquant.files import remove_partials
 
 log = logging.getLogger("dinoquant")
 
@@ -26,6 +27,9 @@ def job(snakemake: Any) -> Iterator[None]:
     # and again and once more at exit, takes about a fifth of PyTorch's import and half of its exit.
     gc.set_threshold(100_000)
     try:
+        # Snakemake runs one job for an output at a time, so whoever was writing it does so no more.
+        for path in snakemake.output:
+            remove_partials(path)
         yield
     except UserError as error:
         log.error("%s", error)
