@@ -12,7 +12,7 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation, Text
 
-from dinoquant.figures import audit, distribution, fidelity, latency, pareto, roofline, size, throughput
+from dinoquant.figures import audit, distribution, fidelity, latency, pareto, roofline, scaling, size, throughput
 from dinoquant.figures.style import Style, read_summary, save, use_style
 from dinoquant.summary import summarise, write_summary
 from samples import NO_CPU, VARIANTS, Samples, write_samples
@@ -221,3 +221,26 @@ def test_distribution_shows_every_call_of_every_variant(samples: Samples) -> Non
     assert {"does not run on cpu", "does not run on cuda"} <= set(texts)
     medians = {round(line.get_ydata().mean()): line.get_xdata()[0] for line in figure.axes[0].lines[4::6]}
     assert medians[list(VARIANTS).index("bf16")] == pytest.approx(18.0 * 1.03, rel=0.01)
+
+
+def test_scaling_compares_the_most_threads_with_the_fewest(samples: Samples) -> None:
+    timings = [
+        {"variant": variant, "threads": threads, "batch_size": 2, "throughput_ips": rate, "verdict": verdict}
+        for variant, threads, rate, verdict in [
+            ("bf16", 4, 90.0, "noisy"), ("bf16", 1, 30.0, "ok"), ("fp32", 1, 10.0, "ok"), ("fp32", 4, 15.0, "ok")
+        ]
+    ]  # fmt: skip
+    figure = scaling.draw(timings, use_style(samples.figure_config))
+    texts = _texts(figure)
+    assert {"fp32 1.50x", "bf16 3.00x"} <= set(texts)
+    assert [list(line.get_xdata()) for line in figure.axes[0].lines] == [[1, 4], [1, 4]]
+    assert any("Timing noisy: bf16 with 4 threads" in text for text in texts)
+
+
+def test_throughput_rings_the_best_batch_size(samples: Samples) -> None:
+    table = read_summary(samples.root / "summary.csv")
+    cpu = throughput.draw(table, use_style(samples.figure_config)).axes[0]
+    rows = table[(table["device"] == "cpu") & (table["status"] != "unsupported")]
+    best = rows.groupby("variant")["throughput_ips"].max()
+    rings = [line for line in cpu.lines if line.get_markerfacecolor() == "none"]
+    assert sorted(float(ring.get_ydata()[0]) for ring in rings) == pytest.approx(sorted(best))

@@ -93,6 +93,12 @@ def test_a_fresh_run_does_everything_once(fresh: Checkout) -> None:
             {"variants": {"int8-static": {"observer": "histogram"}}}, whole("int8-static") | AGGREGATE, id="an option"
         ),
         pytest.param({"variants": {"bf16": {"recipe": "bf16"}}}, whole("bf16") | AGGREGATE, id="a new variant"),
+        pytest.param(
+            {"latency": {"thread_scaling": [1]}},
+            {f"measure_scaling device=cpu, variant={variant}, threads=1" for variant in VARIANTS}
+            | {*draw("scaling"), "write_report"},
+            id="thread scaling",
+        ),
         pytest.param({"latency": {"rounds": 7}}, latency(*VARIANTS) | AGGREGATE, id="a latency key"),
         pytest.param(
             {"latency": {"threads": 1}},

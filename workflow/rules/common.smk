@@ -190,6 +190,12 @@ def whole_machine(wildcards):
     return workflow.cores
 
 
+def timing(threads, batch_size):
+    """Return what a timing depends on."""
+    protocol = {key: config["latency"][key] for key in ("rounds", "block_seconds", "warmup_seconds")}
+    return tidy(protocol | {"seed": config["seed"], "threads": threads, "batch_size": batch_size})
+
+
 def look(wildcards):
     """Return the part of the config that this figure shows; what it does not use must not redraw it."""
     return tidy(
@@ -208,6 +214,7 @@ wildcard_constraints:
     variant=r"[A-Za-z0-9][A-Za-z0-9_.+-]*",
     device="cpu|cuda",
     batch=r"\d+",
+    threads=r"\d+",
     shard=r"\d+",
     shards=r"\d+",
     figure="[a-z]+",

@@ -17,12 +17,18 @@ rule measure_latency:
     resources:
         gpu=lambda wildcards: int(wildcards.device == "cuda"),
     params:
-        config=tidy(
-            {key: config["latency"][key] for key in ("threads", "rounds", "block_seconds", "warmup_seconds")}
-            | {"seed": config["seed"]}
-        ),
+        config=lambda wildcards: timing(config["latency"]["threads"], int(wildcards.batch)),
     script:
         "../scripts/measure_latency.py"
+
+
+use rule measure_latency as measure_scaling with:
+    output:
+        json="results/scaling/{device}/{variant}/threads{threads}.json",
+    log:
+        "logs/measure_scaling/{device}/{variant}/threads{threads}.log",
+    params:
+        config=lambda wildcards: timing(int(wildcards.threads), min(BATCH_SIZES)),
 
 
 rule measure_footprint:
@@ -48,3 +54,9 @@ rule measure_footprint:
 MEASURED = [(device, variant) for device in DEVICES for variant in VARIANTS if runs_on(variant, device)]
 LATENCIES = [f"results/latency/{device}/{variant}/batch{n}.json" for device, variant in MEASURED for n in BATCH_SIZES]
 FOOTPRINTS = [f"results/footprint/{device}/{variant}.json" for device, variant in MEASURED]
+SCALINGS = [
+    f"results/scaling/{device}/{variant}/threads{threads}.json"
+    for device, variant in MEASURED
+    for threads in config["latency"]["thread_scaling"]
+    if device == "cpu"
+]

@@ -22,6 +22,7 @@ if __name__ == "__main__":
         from dinoquant.figures.latency import draw as draw_latency
         from dinoquant.figures.pareto import draw as draw_pareto
         from dinoquant.figures.roofline import draw as draw_roofline
+        from dinoquant.figures.scaling import draw as draw_scaling
         from dinoquant.figures.sensitivity import draw as draw_sensitivity
         from dinoquant.figures.size import draw as draw_size
         from dinoquant.figures.style import read_summary, save, use_style
@@ -49,6 +50,8 @@ if __name__ == "__main__":
                 limits = pd.read_csv(snakemake.input.limits, dtype={"variant": str})
                 machines = [read_json(path) for path in snakemake.input.machines]
                 figure = draw_roofline(read_summary(snakemake.input.summary), limits, machines, style)
+            elif snakemake.wildcards.figure == "scaling":
+                figure = draw_scaling([read_json(path) for path in snakemake.input.scaling], style)
             else:
                 figure = from_summary[snakemake.wildcards.figure](read_summary(snakemake.input.summary), style)
             save(figure, snakemake.output, style.dpi)

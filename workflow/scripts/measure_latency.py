@@ -25,10 +25,11 @@ if __name__ == "__main__":
         from dinoquant.torchscript import as_call, as_device_call, load, preparation, random_images, set_up
 
         config, wildcards = snakemake.params.config, snakemake.wildcards
-        batch_size, device = int(wildcards.batch), wildcards.device
+        batch_size, device = config["batch_size"], wildcards.device
         model, fp32 = Path(snakemake.input.model), Path(snakemake.input.fp32)
         require_device(device)
-        threads = resolve_threads(config["threads"], "latency.threads")
+        key = "thread_scaling" if snakemake.rule == "measure_scaling" else "threads"
+        threads = resolve_threads(config["threads"], f"latency.{key}")
         card = read_card(model)
         fixed = {"allocator": allocator, **set_up(threads)}
         for file in (*files(model), fp32):

@@ -14,7 +14,7 @@ from dinoquant.figures.style import WIDTH, Style, finish, flagged_notes, font_sc
 
 
 def draw(table: pd.DataFrame, style: Style) -> Figure:
-    """Return a line per variant, named at its right end, and a panel per device."""
+    """Return a line per variant, named at its right end and ringed where it is highest, and a panel per device."""
     rows = table[table["status"] != "unsupported"]
     devices = list(table["device"].unique())
     size = (WIDTH, 1.5 + 4.2 * len(devices))
@@ -25,7 +25,7 @@ def draw(table: pd.DataFrame, style: Style) -> Figure:
     return finish(
         figure,
         "Throughput",
-        "Images per second: batch size over median latency. Higher is better.",
+        "Images per second: batch size over median latency. Higher is better. Ring: the variant's best batch size.",
         [*flagged_notes(table), *unsupported_notes(table)],
     )
 
@@ -37,6 +37,9 @@ def _panel(ax: Axes, rows: pd.DataFrame, style: Style) -> None:
         line = rows[rows["variant"] == variant].sort_values("batch_size")
         look = {"color": style.colours[variant], "marker": style.markers[variant]}
         ax.plot(line["batch_size"], line["throughput_ips"], markersize=8, linewidth=2, **look)
+        best = line.loc[line["throughput_ips"].idxmax()]
+        ring = {"marker": "o", "markerfacecolor": "none", "color": style.colours[variant]}
+        ax.plot(best["batch_size"], best["throughput_ips"], markersize=16, clip_on=False, **ring)
         ends[variant] = (float(line["batch_size"].iloc[-1]), float(line["throughput_ips"].iloc[-1]))
     ax.set_xscale("log", base=2)
     ax.set_xticks(batch_sizes, [str(size) for size in batch_sizes])
