@@ -95,6 +95,18 @@ def test_size_is_that_of_the_file_not_of_the_footprint(samples: Samples) -> None
     assert (row["size_mb"], row["compression"]) == (10.0, 8.65)
 
 
+def test_a_machine_that_was_slow_all_the_time_shows_beside_other_rows(samples: Samples) -> None:
+    """Only beside rows of the same device and machine: another may well be slower."""
+    for path in samples.latency:
+        timing = json.loads(path.read_text())
+        slow = timing["device"] == "cuda" or (timing["variant"], timing["batch_size"]) == ("bf16", 16)
+        path.write_text(json.dumps(timing | {"watch": {"probe_ms": [0.28 if slow else 0.14] * 5}}))
+    table = _table(samples)
+    noisy = table[table["status"] == "noisy"]
+    assert list(noisy[["variant", "device", "batch_size"]].itertuples(index=False, name=None)) == [("bf16", "cpu", 16)]
+    assert "took 0.28, not 0.14 ms" in noisy["reason"].item()
+
+
 def test_a_verdict_keeps_the_row_s_numbers(samples: Samples) -> None:
     path = next(path for path in samples.latency if path.match("cpu/bf16/batch1.json"))
     seen = {"verdict": "noisy", "verdict_reason": "5 % of the time stolen"}

@@ -4,12 +4,14 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from itertools import product
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pandas as pd
 
 from dinoquant.errors import UserError
 from dinoquant.files import read_json, read_rows
+from dinoquant.watch import slower
 
 LATENCY = [
     "threads",
@@ -84,10 +86,11 @@ def summarise(
     ``audits`` and ``models`` lie in folders named after their variants. ``config`` has ``variants``, ``runtimes``
     (variant -> runtime), ``devices``, ``batch_sizes`` and ``unsupported`` (variant -> device -> reason). ``status`` is
     ``unsupported``, or the verdict on the timing: ``ok``, ``noisy``, ``unstable``; ``reason`` says why where it is not
-    ``ok``. ``node`` and ``cpu`` say where the row was timed, beside fp32 there. ``noise_floor`` is that of fp32 against
-    itself on the row's device, at its batch size; missing where that was another machine. What was not measured
-    is missing, never 0: all measurements where a variant is unsupported, the accuracy of a variant that cannot run on
-    ``accuracy.device``.
+    ``ok``; a timing on a machine that was slow all the time is ``noisy`` too, which shows only beside the others (see
+    `dinoquant.watch.slower`). ``node`` and ``cpu`` say where the row was timed, beside fp32 there. ``noise_floor`` is
+    that of fp32 against itself on the row's device, at its batch size; missing where that was another machine. What was
+    not measured is missing, never 0: all measurements where a variant is unsupported, the accuracy of a variant that
+    cannot run on ``accuracy.device``.
 
     Raises:
         UserError: a supported variant has no latency or footprint file.
@@ -97,6 +100,7 @@ def summarise(
     accuracies = {row["variant"]: row for row in map(read_json, accuracy)}
     probes = {row["variant"]: row for row in map(read_json, probe)}
     energies = {(row["variant"], row["device"]): row for row in map(read_json, energy)}
+    fastest = _fastest_probes(latencies.values())
     limit_of = _limits(limits)
     models_of = _model_columns(audits, models)
     rows = []
@@ -109,7 +113,7 @@ def summarise(
             row |= {"status": "unsupported", "reason": reason}
         else:
             timing = _found(latencies, cell, "latency")
-            row |= {"status": timing.get("verdict", "ok"), "reason": timing.get("verdict_reason") or None}
+            row |= _verdict(timing, fastest)
             row |= _pick(timing, LATENCY)
             row |= _pick(timing["machine"], MACHINE)
             control = latencies.get((BASELINE, device, batch_size), {"machine": {}})
@@ -141,6 +145,29 @@ def _found(rows: Mapping[Any, dict[str, Any]], key: tuple[Any, ...], what: str) 
             "Run `snakemake` again: it makes what is missing."
         )
     return rows[key]
+
+
+def _probe(timing: Mapping[str, Any]) -> tuple[tuple[Any, ...], float | None]:
+    """Return with which other timings one can be compared, and the median ms of its probe, if it had one."""
+    probes = timing.get("watch", {}).get("probe_ms")
+    return (timing["device"], timing["machine"]["node"], timing["threads"]), median(probes) if probes else None
+
+
+def _fastest_probes(timings: Iterable[Mapping[str, Any]]) -> dict[tuple[Any, ...], float]:
+    fastest: dict[tuple[Any, ...], float] = {}
+    for place, probe in map(_probe, timings):
+        if probe is not None:
+            fastest[place] = min(probe, fastest.get(place, probe))
+    return fastest
+
+
+def _verdict(timing: Mapping[str, Any], fastest: Mapping[tuple[Any, ...], float]) -> dict[str, str | None]:
+    """Return ``status`` and ``reason``: the timing's own, and what shows beside the others of the same machine."""
+    place, probe = _probe(timing)
+    status, reason = timing.get("verdict", "ok"), timing.get("verdict_reason") or None
+    if slow := probe and slower(probe, fastest[place]):
+        status, reason = "noisy", f"{slow}; {reason}" if reason else slow
+    return {"status": status, "reason": reason}
 
 
 def _limits(path: str | Path | None) -> dict[tuple[str, str, int], float]:
