@@ -94,6 +94,18 @@ def test_features_that_are_not_finite_name_variant_and_image(value: float) -> No
         run(model, plain_images(8), [1, 2, 3, 7], 2)
 
 
+class Outputs(list[str]):
+    """What Snakemake hands to a script: a list whose files have names too."""
+
+    @property
+    def features(self) -> str:
+        return self[0]
+
+    @property
+    def timing(self) -> str:
+        return self[1]
+
+
 def test_the_script_writes_bank_and_queries_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     splits = ["query", "bank", "calibration", "bank", "query", "bank"]
     np.save(tmp_path / "images.npy", plain_images(6))
@@ -101,11 +113,15 @@ def test_the_script_writes_bank_and_queries_apart(tmp_path: Path, monkeypatch: p
     (tmp_path / "manifest.csv").write_text("\n".join(["index,split,wnid,label,member,mode", *lines]))
     (tmp_path / "info.json").write_text(json.dumps(INFO))
     traced = torch.jit.trace(mean_colour, torch.zeros(2, 3, 16, 16))
-    torch.jit.save(traced, str(tmp_path / "model.pt"), _extra_files={"dinoquant.json": '{"engine": null}'})
+    torch.jit.save(
+        traced,
+        str(tmp_path / "model.pt"),
+        _extra_files={"dinoquant.json": '{"engine": null, "runtime": "torchscript"}'},
+    )
     names = {"images": "images.npy", "manifest": "manifest.csv", "info": "info.json", "model": "model.pt"}
     snakemake = SimpleNamespace(
         input=SimpleNamespace(**{key: str(tmp_path / name) for key, name in names.items()}),
-        output=SimpleNamespace(features=str(tmp_path / "out.npz"), timing=str(tmp_path / "out.json")),
+        output=Outputs([str(tmp_path / "out.npz"), str(tmp_path / "out.json")]),
         params=SimpleNamespace(config={"device": "cpu", "batch_size": 2}),
         wildcards=SimpleNamespace(variant="v"),
         threads=1,

@@ -135,9 +135,11 @@ RUN_SCRIPT = """
 import json, runpy, sys
 from types import SimpleNamespace as Some
 folder, script, config = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+class Output(list):
+    json = folder + "/v.json"
 snakemake = Some(
     input=Some(features=folder + "/v.npz", fp32=folder + "/fp32.npz", manifest=folder + "/manifest.csv"),
-    output=Some(json=folder + "/v.json"), log=[folder + "/log"], rule="accuracy",
+    output=Output([folder + "/v.json"]), log=[folder + "/log"], rule="accuracy",
     params=Some(config=config), wildcards=Some(variant="v"),
 )
 runpy.run_path(script, init_globals={"snakemake": snakemake}, run_name="__main__")

@@ -54,7 +54,7 @@ import sys
 import torch
 images = torch.load("images.pt")
 with torch.no_grad():
-    torch.save({name: torch.jit.load(name)(images) for name in sys.argv[1:]}, "features.pt")
+    torch.save({name: torch.jit.load(f"{name}.pt")(images) for name in sys.argv[1:]}, "features.pt")
 assert not {"dinoquant", "timm", "torchvision"} & set(sys.modules), "imported more than torch"
 """
 
@@ -219,8 +219,8 @@ def test_weight_only_is_a_quarter_of_the_size(images: torch.Tensor, tmp_path: Pa
     network = model.seeded("vit_tiny_patch16_224", 32, 0)
     sizes = {}
     for name in ("fp32", "weight-only"):
-        write(quantize(network, VARIANTS[name]), network, tmp_path / name, VARIANTS[name])
-        sizes[name] = (tmp_path / name).stat().st_size
+        write(quantize(network, VARIANTS[name]), network, tmp_path / f"{name}.pt", VARIANTS[name])
+        sizes[name] = (tmp_path / f"{name}.pt").stat().st_size
     assert sizes["fp32"] / sizes["weight-only"] > 3.6
 
 
@@ -239,6 +239,7 @@ def test_the_card_says_what_the_file_is(network: nn.Module, tmp_path: Path) -> N
     assert card == {
         "variant": "variant",
         "recipe": "int8-dynamic",
+        "runtime": "torchscript",
         "options": DYNAMIC,
         "architecture": "test_vit",
         "image_size": SIZE,
@@ -294,7 +295,7 @@ def test_stock_pytorch_gives_the_same_features_also_on_older_processors(
     expected = {}
     for name in names:
         quantized = quantize(network, VARIANTS[name], images)
-        write(quantized, network, tmp_path / name, VARIANTS[name])
+        write(quantized, network, tmp_path / f"{name}.pt", VARIANTS[name])
         with torch.no_grad():
             expected[name] = quantized.module(images)
     found = stock(tmp_path, names, {})

@@ -155,7 +155,8 @@ def test_times_and_then_sleeps(onnx: Path, tmp_path: Path, runtime: str) -> None
         pid = remote_model._process.pid
         before = processor_seconds(pid)
         time.sleep(0.5)
-        assert processor_seconds(pid) - before <= 0.01, "threads spin while something else may be timed"
+        # Spinning threads would take half a second or more; an idle process may take a tick or two of the clock.
+        assert processor_seconds(pid) - before <= 0.05, "threads spin while something else may be timed"
 
 
 def processor_seconds(pid: int) -> float:

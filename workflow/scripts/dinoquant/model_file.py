@@ -10,6 +10,7 @@ from dinoquant.files import read_json
 
 MEMBER = "extra/dinoquant.json"
 BESIDE = "card.json"
+BESIDE_SUFFIXES = (".onnx", ".xml", ".pt2")
 
 
 def read_card(model: Path) -> dict[str, Any]:
@@ -19,7 +20,7 @@ def read_card(model: Path) -> dict[str, Any]:
     (https://github.com/pytorch/pytorch/blob/main/torch/csrc/jit/docs/serialization.md). The models of other runtimes
     have theirs beside them. Raises UserError where there is none.
     """
-    if model.suffix != ".pt":
+    if model.suffix in BESIDE_SUFFIXES:
         return _read_beside(model)
     try:
         with zipfile.ZipFile(model) as archive:
