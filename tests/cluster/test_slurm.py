@@ -101,7 +101,15 @@ class Cluster:
         ]
         output = folder / "output.txt"
         with output.open("w") as stream:
-            process = subprocess.Popen(command, cwd=ROOT, env=self.env, stdout=stream, stderr=subprocess.STDOUT)
+            process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env=self.env,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                # A shell has what it starts in the background ignore Ctrl-C, and so all that comes of it.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            )
         return Run(process, folder, output)
 
 
