@@ -13,7 +13,7 @@ import pytest
 
 from dinoquant.errors import UserError
 from dinoquant.fidelity import cosine, evaluate
-from dinoquant.manifest import read_split, read_wnids
+from dinoquant.manifest import read_split, read_wnids, spread
 
 CONFIG = {"k": 1, "temperature": 0.07, "confidence": 0.95, "resamples": 1000, "seed": 0}
 SCRIPTS = Path(__file__).parents[2] / "workflow/scripts"
@@ -129,6 +129,13 @@ def test_a_split_is_read_in_manifest_order(tmp_path: Path) -> None:
     indices, labels = read_split(tmp_path / "manifest.csv", "query")
     assert (indices.tolist(), labels.tolist()) == ([0, 2], [3, 0])
     assert read_wnids(tmp_path / "manifest.csv") == {3: "n3", 1: "n1", 0: "n0", 2: "n2"}
+
+
+def test_images_are_spread_over_the_split() -> None:
+    assert spread(10, 5).tolist() == [0, 2, 4, 6, 8]
+    assert spread(7, 3).tolist() == [0, 2, 4]
+    assert spread(3, 64).tolist() == [0, 1, 2]
+    assert spread(2000, 1).tolist() == [0]
 
 
 RUN_SCRIPT = """

@@ -7,12 +7,24 @@ from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation, Text
 
-from dinoquant.figures import audit, distribution, fidelity, latency, pareto, roofline, scaling, size, throughput
+from dinoquant.figures import (
+    attention,
+    audit,
+    distribution,
+    fidelity,
+    latency,
+    pareto,
+    roofline,
+    scaling,
+    size,
+    throughput,
+)
 from dinoquant.figures.style import Style, read_summary, save, use_style
 from dinoquant.summary import summarise, write_summary
 from samples import NO_CPU, VARIANTS, Samples, write_samples
@@ -199,6 +211,54 @@ def test_colours_and_markers_stay_with_the_variant_and_differ(samples: Samples) 
     assert len(set(style.markers.values())) == len(VARIANTS)
     without_last = use_style(samples.figure_config | {"variants": list(VARIANTS)[:-1]})
     assert all(style.colours[variant] == colour for variant, colour in without_last.colours.items())
+
+
+def _maps() -> dict[str, dict[str, np.ndarray]]:
+    """Return what is found in two images: the same by all but int8-static, which sees nothing, and one that hides."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (2, 3, 56, 56), dtype=np.uint8)
+    maps = rng.dirichlet(np.ones(16), (2, 3)).reshape(2, 3, 4, 4).astype(np.float32)
+    found = {variant: {"images": images, "maps": maps} for variant in VARIANTS if variant != "fp16"}
+    found["int8-static"] = {"images": images, "maps": np.full_like(maps, 1 / 16)}
+    found["bf16"] = {"images": images, "reason": np.array("it computes attention in the dark")}
+    return found
+
+
+@pytest.mark.parametrize("font_scale", [1.0, 1.3])
+def test_attention_shows_every_map_or_why_there_is_none(font_scale: float, substitute: Samples) -> None:
+    style = use_style(substitute.figure_config | {"font_scale": font_scale})
+    figure = attention.draw(_maps(), {"fp16": NO_CPU}, style)
+    texts = [text.replace("\n", "") for text in _texts(figure)]
+    assert [variant for variant in VARIANTS if variant not in texts and variant not in ("fp16", "bf16")] == []
+    foot = figure.get_supxlabel().replace("\n", " ")
+    assert f"No map of fp16: {NO_CPU}." in foot
+    assert "No map of bf16: it computes attention in the dark." in foot
+    assert len([text for text in texts if text == "1.000"]) == 2 * 5  # two images by all but fp32 and int8-static
+    assert texts.count("even") == 2
+    figure.draw_without_rendering()
+    drawn, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
+    assert min(drawn.x0, drawn.y0) >= 0
+    assert (drawn.x1, drawn.y1) <= (width, height)
+
+
+def test_attention_tells_an_architecture_without_maps(samples: Samples) -> None:
+    images = np.zeros((1, 3, 56, 56), dtype=np.uint8)
+    found = {variant: {"images": images, "reason": np.array("vit_x has no [CLS] token")} for variant in VARIANTS}
+    texts = _texts(attention.draw(found, {}, use_style(samples.figure_config)))
+    assert "image" in texts
+    assert any("fp16-dynamic: vit_x has no [CLS] token." in text for text in texts)
+
+
+def test_the_colours_of_an_image_are_those_of_fp32(samples: Samples) -> None:
+    """A variant that attends elsewhere must not get colours of its own."""
+    found = _maps()
+    figure = attention.draw(found, {"fp16": NO_CPU}, use_style(samples.figure_config))
+    first = [ax.images[0] for ax in figure.axes if ax.images][1:7]
+    reference = found["fp32"]["maps"][0].mean(axis=0)
+    assert {image.get_clim() for image in first} == {
+        (float(reference.min()), float(np.percentile(reference, attention.PERCENTILE)))
+    }
+    np.testing.assert_allclose(first[0].get_array(), reference, rtol=1e-6)
 
 
 @pytest.mark.parametrize("suffix", ["svg", "png", "pdf"])

@@ -20,7 +20,7 @@ from dinoquant.figures import sensitivity as figure
 from dinoquant.figures.style import use_style
 from dinoquant.recipes.assemble import FP32, PER_TOKEN, STATIC, assemble, targets
 from dinoquant.recipes.calibration import Observed, observe
-from dinoquant.sensitivity import UNCHANGED, changed_features, spread, units
+from dinoquant.sensitivity import UNCHANGED, changed_features, units
 
 mpl.use("agg")
 SIZE = 64
@@ -152,13 +152,6 @@ def test_the_file_has_the_columns(table: list[dict[str, Any]], tmp_path: Path) -
         rows = list(csv.DictReader(stream))
     assert tuple(rows[0]) == sensitivity.COLUMNS
     assert [float(row["cosine_mean"]) for row in rows] == [row["cosine_mean"] for row in table]
-
-
-def test_images_are_spread_over_the_split() -> None:
-    assert spread(10, 5).tolist() == [0, 2, 4, 6, 8]
-    assert spread(7, 3).tolist() == [0, 2, 4]
-    assert spread(3, 64).tolist() == [0, 1, 2]
-    assert spread(2000, 1).tolist() == [0]
 
 
 def test_a_transformer_of_another_kind_is_refused(images: Tensor, seen: dict[str, Observed]) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from conftest import Checkout
 
+# From the summary; what [CLS] attends to is drawn from the maps alone.
 FIGURES = ["pareto", "latency", "distribution", "throughput", "roofline", "size", "fidelity", "audit"]
 VARIANTS = ["fp32", "int8-dynamic-linear", "int8-static"]  # of tests/small.yaml, those that run on a CPU
 
@@ -15,8 +16,8 @@ def draw(*figures: str) -> set[str]:
     return {f"draw_figure figure={figure}" for figure in figures}
 
 
-PAGE = {*draw(*FIGURES), "write_report"}
-AGGREGATE = {"summarise", "recommend", *PAGE}
+PAGE = {*draw(*FIGURES, "attention"), "write_report"}
+AGGREGATE = {"summarise", "recommend", *draw(*FIGURES), "write_report"}
 
 
 def latency(*variants: str) -> set[str]:
@@ -43,12 +44,17 @@ def probe(*variants: str) -> set[str]:
     return per_variant("evaluate_probe", *variants)
 
 
+def attention(*variants: str) -> set[str]:
+    return per_variant("extract_attention", *variants) | draw("attention")
+
+
 def whole(*variants: str) -> set[str]:
     return (
         per_variant("quantize", *variants)
         | per_variant("extract_features", *variants)
         | accuracy(*variants)
         | probe(*variants)
+        | attention(*variants)
         | latency(*variants)
         | footprint(*variants)
         | energy(*variants)
@@ -113,7 +119,11 @@ def test_a_fresh_run_does_everything_once(fresh: Checkout) -> None:
             per_variant("extract_features", *VARIANTS) | accuracy(*VARIANTS) | probe(*VARIANTS) | AGGREGATE,
             id="an accuracy key of the extraction",
         ),
-        pytest.param({"variants": {"int8-static": None}}, {"derive_limits"} | AGGREGATE, id="a variant left out"),
+        pytest.param({"attention": {"images": 2}}, attention(*VARIANTS) | {"write_report"}, id="the attention's key"),
+        pytest.param({"attention": {"images": 0}}, {"write_report"}, id="no attention"),
+        pytest.param(
+            {"variants": {"int8-static": None}}, {"derive_limits"} | AGGREGATE | PAGE, id="a variant left out"
+        ),
     ],
 )
 def test_a_change_of_the_config(run: Checkout, overlay: dict, expected: set[str]) -> None:
@@ -125,6 +135,7 @@ def test_a_change_of_the_config(run: Checkout, overlay: dict, expected: set[str]
     [
         ("knn", accuracy(*VARIANTS) | probe(*VARIANTS) | AGGREGATE),
         ("fidelity", accuracy(*VARIANTS) | AGGREGATE),
+        ("attention", attention(*VARIANTS) | {"write_report"}),
         ("probe", probe(*VARIANTS) | AGGREGATE),
         ("latency", latency(*VARIANTS) | energy(*VARIANTS) | AGGREGATE),
         ("recipes/static", whole("int8-static") | AGGREGATE),
@@ -134,7 +145,8 @@ def test_a_change_of_the_config(run: Checkout, overlay: dict, expected: set[str]
         ("peaks", {MACHINE, "derive_limits"} | AGGREGATE),
         ("operations", {"derive_limits"} | AGGREGATE),
         ("generate", EVERYTHING - {"export_fp32", "quantize variant=fp16", MACHINE} - whole(*VARIANTS)
-         | accuracy(*VARIANTS) | probe(*VARIANTS) | per_variant("extract_features", *VARIANTS) | whole("int8-static")),
+         | accuracy(*VARIANTS) | probe(*VARIANTS) | attention(*VARIANTS) | per_variant("extract_features", *VARIANTS)
+         | whole("int8-static")),
     ],
 )  # fmt: skip
 def test_a_library_module(run: Checkout, module: str, expected: set[str]) -> None:

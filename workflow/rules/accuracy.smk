@@ -103,5 +103,47 @@ rule evaluate_probe:
         "../scripts/evaluate_probe.py"
 
 
+def without_attention():
+    """Return the variants whose attention cannot be looked at, with the reasons."""
+    reasons = {}
+    for variant in VARIANTS:
+        if runtime_of(variant) != runtimes.TORCHSCRIPT:
+            reasons[variant] = "only the operators of TorchScript files can be watched"
+        elif not extraction_device(variant):
+            reasons[variant] = "; ".join(UNSUPPORTED[variant][device] for device in DEVICES)
+    return reasons
+
+
 ACCURACIES = [f"results/accuracy/{variant}.json" for variant in VARIANTS if extraction_device(variant)]
 PROBES = [f"results/probe/{variant}.json" for variant in VARIANTS if extraction_device(variant)]
+ATTENTION = config["attention"]["images"] > 0
+ATTENTIONS = [f"results/attention/{variant}.npz" for variant in VARIANTS if variant not in without_attention()]
+
+
+if ATTENTION:
+
+    rule extract_attention:
+        input:
+            model="results/models/{variant}/model.pt",
+            info="results/models/fp32/info.json",
+            images="results/data/images.npy",
+            manifest="results/data/manifest.csv",
+            code=code("extract_attention"),
+            lock=LOCK,
+        output:
+            maps="results/attention/{variant}.npz",
+        log:
+            "logs/extract_attention/{variant}.log",
+        conda:
+            "../../envs/pipeline.yaml"
+        resources:
+            gpu=lambda wildcards: int(extraction_device(wildcards.variant) == "cuda"),
+        params:
+            config=lambda wildcards: tidy(
+                {
+                    "device": extraction_device(wildcards.variant),
+                    "images": config["attention"]["images"],
+                }
+            ),
+        script:
+            "../scripts/extract_attention.py"

@@ -205,6 +205,7 @@ def look(wildcards):
             "batch_size": (
                 config["figures"]["batch_size"] if wildcards.figure in ("latency", "distribution", "pareto") else None
             ),
+            "missing": without_attention() if wildcards.figure == "attention" else {},
             "substitute": ", ".join(SUBSTITUTES) or None,
         }
     )

@@ -9,7 +9,7 @@ report: "../report/workflow.rst"
 
 
 FIGURES = ["pareto", "latency", "distribution", "throughput", "roofline", "size", "fidelity"]
-FIGURES += ["scaling"] * bool(SCALINGS) + ["sensitivity"] * ANALYSED + ["audit"]
+FIGURES += ["scaling"] * bool(SCALINGS) + ["attention"] * ATTENTION + ["sensitivity"] * ANALYSED + ["audit"]
 SHOWN_BATCH_SIZE = config["figures"]["batch_size"] or min(BATCH_SIZES)
 SHOWN_LATENCIES = [path for path in LATENCIES if Path(path).stem == f"batch{SHOWN_BATCH_SIZE}"]
 
@@ -81,13 +81,16 @@ rule recommend:
 
 rule draw_figure:
     input:
-        summary=lambda wildcards: [] if wildcards.figure in ("sensitivity", "scaling") else "results/summary.csv",
+        summary=lambda wildcards: (
+            [] if wildcards.figure in ("sensitivity", "scaling", "attention") else "results/summary.csv"
+        ),
         latency=lambda wildcards: SHOWN_LATENCIES if wildcards.figure == "distribution" else [],
         audits=lambda wildcards: AUDITS if wildcards.figure == "audit" else [],
         limits=lambda wildcards: "results/limits.csv" if wildcards.figure == "roofline" else [],
         machines=lambda wildcards: MACHINES if wildcards.figure == "roofline" else [],
         scaling=lambda wildcards: SCALINGS if wildcards.figure == "scaling" else [],
         sensitivity=lambda wildcards: SENSITIVITY if wildcards.figure == "sensitivity" else [],
+        attention=lambda wildcards: ATTENTIONS if wildcards.figure == "attention" else [],
         code=code("draw_figure"),
         lock=LOCK,
     output:

@@ -16,6 +16,8 @@ if __name__ == "__main__":
         mpl.use("agg")  # no display on compute nodes
         import pandas as pd
 
+        from dinoquant.figures.attention import draw as draw_attention
+        from dinoquant.figures.attention import read_maps
         from dinoquant.figures.audit import draw as draw_audit
         from dinoquant.figures.distribution import draw as draw_distribution
         from dinoquant.figures.fidelity import draw as draw_fidelity
@@ -44,6 +46,9 @@ if __name__ == "__main__":
             elif snakemake.wildcards.figure == "distribution":
                 table = read_summary(snakemake.input.summary)
                 figure = draw_distribution(table, map(read_json, snakemake.input.latency), style)
+            elif snakemake.wildcards.figure == "attention":
+                missing = snakemake.params.config["missing"]
+                figure = draw_attention(read_maps(snakemake.input.attention), missing, style)
             elif snakemake.wildcards.figure == "sensitivity":
                 figure = draw_sensitivity(pd.read_csv(snakemake.input.sensitivity), style)
             elif snakemake.wildcards.figure == "roofline":

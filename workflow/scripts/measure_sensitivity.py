@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from dinoquant.files import read_json
 from dinoquant.job import job, span
 from dinoquant.machine import compute_threads
-from dinoquant.manifest import read_split
+from dinoquant.manifest import read_split, spread
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -24,7 +24,7 @@ if __name__ == "__main__":
         info = read_json(inputs.info)
         pixels = np.load(inputs.images, mmap_mode="r")
         indices, labels = read_split(inputs.manifest, "query")
-        taken = sensitivity.spread(len(indices), config["images"])
+        taken = spread(len(indices), config["images"])
         queries, calibration = (
             preprocess(torch.from_numpy(pixels[places]), info["image_size"], info["mean"], info["std"])
             for places in (indices[taken], read_split(inputs.manifest, "calibration")[0])

@@ -19,3 +19,9 @@ def read_wnids(path: str | Path) -> dict[int, str]:
     """Return the name of every label that occurs."""
     with Path(path).open(encoding="utf-8", newline="") as stream:
         return {int(row["label"]): row["wnid"] for row in csv.DictReader(stream)}
+
+
+def spread(available: int, wanted: int) -> NDArray[np.int64]:
+    """Return at most ``wanted`` of the places 0 to ``available`` - 1, evenly spread: splits are sorted by class."""
+    taken = min(available, wanted)
+    return np.arange(taken, dtype=np.int64) * available // taken

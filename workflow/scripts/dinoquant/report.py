@@ -27,6 +27,7 @@ CAPTIONS = {
     "scaling": "What more threads bring, each variant by itself.",
     "roofline": "How much of what this machine can do each variant gets, and what its precisions would allow.",
     "audit": "What each variant did to the modules, whatever it was asked to do.",
+    "attention": "What the [CLS] token attends to in the last block: the maps by which DINO is known.",
     "sensitivity": "What each module alone does to the features as int8; int8-auto chooses its precisions by it.",
 }
 PHOTOGRAPHS = {"attention"}  # figures whose colours a dark page must leave alone

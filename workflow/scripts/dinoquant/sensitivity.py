@@ -180,12 +180,6 @@ def write(path: str | Path, table: Sequence[Mapping[str, Any]]) -> None:
         writer.writerows(table)
 
 
-def spread(available: int, wanted: int) -> NDArray[np.int64]:
-    """Return at most ``wanted`` of the places 0 to ``available`` - 1, evenly spread: splits are sorted by class."""
-    taken = min(available, wanted)
-    return np.arange(taken, dtype=np.int64) * available // taken
-
-
 def _count(name: str, rows: dict[str, int]) -> Callable[[Any, Any, Tensor], None]:
     def hook(module: Any, inputs: Any, output: Tensor) -> None:
         rows[name] = output.numel() // len(module.weight)

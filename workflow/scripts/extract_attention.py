@@ -1,0 +1,38 @@
+"""Extract the attention maps of a few query images from one variant's own file."""
+
+from typing import TYPE_CHECKING
+
+from dinoquant.files import atomic, read_json
+from dinoquant.job import job, log, span
+from dinoquant.machine import compute_threads, require_device
+from dinoquant.manifest import read_split, spread
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+if __name__ == "__main__":
+    with job(snakemake):
+        import numpy as np
+        import torch
+
+        from dinoquant.attention import NoAttentionError, central_square, cls_attention
+        from dinoquant.export import load
+        from dinoquant.features import prepared
+
+        config, variant = snakemake.params.config, snakemake.wildcards.variant
+        require_device(config["device"])
+        torch.set_num_threads(min(snakemake.threads, compute_threads()))
+        info = read_json(snakemake.input.info)
+        images = np.load(snakemake.input.images, mmap_mode="r")
+        queries, _ = read_split(snakemake.input.manifest, "query")
+        chosen = queries[spread(len(queries), config["images"])]
+        found = {"images": central_square(images[chosen])}
+        with span("extract"):
+            model = load(snakemake.input.model, config["device"]).eval()
+            try:
+                found["maps"] = cls_attention(model, prepared(images, chosen, 1, info, config["device"]), info)
+            except NoAttentionError as error:
+                log.warning("No attention maps of %s: %s", variant, error)
+                found["reason"] = np.array(str(error))
+        with atomic(snakemake.output.maps) as partial:
+            np.savez(partial, **found)
