@@ -55,8 +55,9 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not typed i
     """Keep the attention of the last block of a model that is run on one image.
 
     PyTorch shows such a mode every operator, also those that TorchScript's interpreter calls. Attention is either one
-    operator on queries and keys, or ends in a matrix ``[heads, tokens, tokens]`` that the values are multiplied with.
-    Whatever positive factor a recipe leaves out of that matrix's rows cancels in their shares.
+    operator on queries and keys, or ends in a matrix ``[heads, tokens, tokens]`` that the values are multiplied with;
+    ``[heads, 1, tokens]`` in a last block that computes nothing but its first token. Whatever positive factor a recipe
+    leaves out of that matrix's rows cancels in their shares.
     """
 
     def __init__(self, tokens: int) -> None:
@@ -70,15 +71,20 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not typed i
         result = func(*args, **kwargs)
         if "scaled_dot_product" in func.name():
             self.weights = _first_row(args[0], args[1], kwargs.get("scale"))
-        elif isinstance(result, Tensor) and result.ndim >= 3 and result.shape[-2:] == (self.tokens, self.tokens):
+        elif isinstance(result, Tensor) and result.ndim >= 3 and self._is_attention(result.shape[-2:]):
             self.weights = result
         return result
+
+    def _is_attention(self, shape: torch.Size) -> bool:
+        return shape[1] == self.tokens and shape[0] in (1, self.tokens)
 
     def shares(self) -> Tensor:
         """Return how the first token divides its attention: float32 ``[heads, tokens]``."""
         if self.weights is None:
             raise NoAttentionError("it computes attention by an operator that is not known here")
         weights = self.weights[..., 0, :].flatten(0, -2).float()
+        if bool((weights < 0).any()):
+            raise NoAttentionError("what it multiplies the values with cannot be told from its other numbers")
         return weights / weights.sum(-1, keepdim=True)
 
 
