@@ -103,17 +103,6 @@ rule evaluate_probe:
         "../scripts/evaluate_probe.py"
 
 
-def without_attention():
-    """Return the variants whose attention cannot be looked at, with the reasons."""
-    reasons = {}
-    for variant in VARIANTS:
-        if runtime_of(variant) != runtimes.TORCHSCRIPT:
-            reasons[variant] = "only the operators of TorchScript files can be watched"
-        elif not extraction_device(variant):
-            reasons[variant] = "; ".join(UNSUPPORTED[variant][device] for device in DEVICES)
-    return reasons
-
-
 ACCURACIES = [f"results/accuracy/{variant}.json" for variant in VARIANTS if extraction_device(variant)]
 PROBES = [f"results/probe/{variant}.json" for variant in VARIANTS if extraction_device(variant)]
 ATTENTION = config["attention"]["images"] > 0

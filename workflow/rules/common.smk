@@ -211,6 +211,17 @@ def look(wildcards):
     )
 
 
+def without_attention():
+    """Return the variants whose attention cannot be looked at, with the reasons."""
+    reasons = {}
+    for variant in VARIANTS:
+        if runtime_of(variant) != runtimes.TORCHSCRIPT:
+            reasons[variant] = "only the operators of TorchScript files can be watched"
+        elif not extraction_device(variant):
+            reasons[variant] = "; ".join(UNSUPPORTED[variant][device] for device in DEVICES)
+    return reasons
+
+
 wildcard_constraints:
     variant=r"[A-Za-z0-9][A-Za-z0-9_.+-]*",
     device="cpu|cuda",
