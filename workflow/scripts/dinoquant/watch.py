@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 # Above these a timing is called noisy; `tests/bench/repeatability.py` shows quiet and disturbed runs on either side.
-MOST_FOREIGN = 0.1  # processors that other processes use, on average
+# Processors that other processes use, on average. Snakemake itself, waiting for the job, takes 0.08 to 0.12 of one.
+MOST_FOREIGN = 0.2
 MOST_STEAL = 0.05  # processors that the hypervisor gives to other guests, on average
 MOST_FREQUENCY_DROP = 0.2  # of the highest frequency seen
 # A probe is slow if it takes this many times as long as when the machine is at its best. On a virtual machine with two
