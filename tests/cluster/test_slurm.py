@@ -32,6 +32,7 @@ SUBMITTED = {
     "export_fp32",
     "quantize",
     "extract_features",
+    "extract_attention",
     "evaluate_probe",
     "measure_latency",
     "measure_footprint",

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
-from test_staleness import AGGREGATE, append, whole
+from test_staleness import AGGREGATE, append, draw, whole
 
 from conftest import ROOT, Checkout
 from dinoquant import runtimes
@@ -73,7 +73,7 @@ def test_the_peers_lock(with_peers: Checkout, tmp_path: Path) -> None:
 def test_without_the_environment_rows_say_how_to_get_it(run: Checkout) -> None:
     assert not (run.folder / ".venv-peers").exists()
     overlay = {"variants": {**PEERS}}
-    assert set(run.stale(overlay=overlay)) == {"derive_limits"} | AGGREGATE
+    assert set(run.stale(overlay=overlay)) == {"derive_limits"} | AGGREGATE | draw("attention")
     done = run.snakemake(overlay=overlay)
     assert done.returncode == 0, done.stdout
     for row in map(summary(run).get, PEERS):
