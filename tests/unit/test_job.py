@@ -4,6 +4,9 @@ import errno
 import gc
 import logging
 import os
+import subprocess
+import sys
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,13 +62,40 @@ def test_system_error_comes_with_advice(
 
 
 def test_what_a_killed_job_left_is_removed(snakemake: SimpleNamespace, tmp_path: Path) -> None:
-    mine, others = tmp_path / ".model.7.partial.pt", tmp_path / ".info.7.partial.json"
-    mine.touch()
-    others.touch()
+    with subprocess.Popen(["true"]) as dead:
+        pass
+    names = (f".model.{dead.pid}.partial.pt", f".model.{os.getppid()}.partial.pt", f".info.{dead.pid}.partial.json")
+    mine, of_one_alive, others = (tmp_path / name for name in names)
+    for file in (mine, of_one_alive, others):
+        file.touch()
     with job(snakemake):
         pass
     assert not mine.exists()
+    assert of_one_alive.exists()
     assert others.exists()
+
+
+JOB = """
+import time, types
+from dinoquant.job import job
+with job(types.SimpleNamespace(log=["job.log"], rule="sleeper", output=[])):
+    print("at work", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has died")
+def test_a_job_ends_with_its_scheduler(tmp_path: Path) -> None:
+    scheduler = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "workflow/scripts")}
+    command = [sys.executable, "-c", scheduler, JOB]
+    with subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "at work\n"
+        start = time.monotonic()
+        process.kill()
+        assert process.stdout.read() == ""  # ends when nobody has it open any more: not before the job has ended
+    assert time.monotonic() - start < 30
 
 
 def test_unexpected_error_keeps_its_traceback(snakemake: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:

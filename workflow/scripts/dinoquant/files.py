@@ -32,10 +32,24 @@ def atomic(path: str | Path) -> Iterator[Path]:
 
 
 def remove_partials(path: str | Path) -> None:
-    """Remove what writers of ``path`` that were killed have left beside it."""
+    """Remove what writers of ``path`` that were killed have left beside it; who is alive may still be writing."""
     target = Path(path)
-    for partial in target.parent.glob(f".{glob.escape(target.stem)}.*.partial{glob.escape(target.suffix)}"):
-        partial.unlink(missing_ok=True)
+    stem, suffix = target.stem, target.suffix
+    for partial in target.parent.glob(f".{glob.escape(stem)}.*.partial{glob.escape(suffix)}"):
+        pid = partial.name.removeprefix(f".{stem}.").removesuffix(f".partial{suffix}")
+        if pid.isdecimal() and not _alive(int(pid)):
+            partial.unlink(missing_ok=True)
+
+
+def _alive(pid: int) -> bool:
+    """Return whether there is such a process on this machine, whoever it belongs to."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -1,8 +1,10 @@
 """What every script of the workflow shares: its log, its errors, and the record of when it did its real work."""
 
+import ctypes
 import errno
 import gc
 import logging
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -14,6 +16,7 @@ from dinoquant.errors import UserError
 from dinoquant.files import remove_partials
 
 log = logging.getLogger("dinoquant")
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 @contextmanager
@@ -26,8 +29,8 @@ def job(snakemake: Any) -> Iterator[None]:
     # A job is a short process that imports a great many objects and keeps them. Looking through them for garbage, again
     # and again and once more at exit, takes about a fifth of PyTorch's import and half of its exit.
     gc.set_threshold(100_000)
+    _end_with_parent(signal.SIGTERM)
     try:
-        # Snakemake runs one job for an output at a time, so whoever was writing it does so no more.
         for path in snakemake.output:
             remove_partials(path)
         yield
@@ -42,6 +45,7 @@ def job(snakemake: Any) -> Iterator[None]:
         log.exception("unexpected error: please report it with this log")
         sys.exit(1)
     finally:
+        _end_with_parent(0)
         if "triton" not in sys.modules:  # which timm brings along, and which reports all that is left as leaked
             gc.freeze()
 
@@ -57,6 +61,16 @@ def span(name: str) -> Iterator[None]:
         yield
     finally:
         log.debug("span %s %.6f %.6f", name, start, time.time())
+
+
+def _end_with_parent(by: int) -> None:
+    """Have the kernel send this process the signal ``by`` once its parent has died, or nothing any more if it is 0.
+
+    Snakemake that is killed cannot tell its jobs. They would go on beside those of the next run, and put what they were
+    once asked for over the results of a config that has changed since. Only Linux can do this: prctl(2).
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, by)
 
 
 def _set_up_logging(path: Path, rule: str) -> None:

@@ -384,21 +384,17 @@ class Block(nn.Module):
         """Weigh the values ``[B, heads, N, head width]`` for M queries; return what proj takes, ``[B, M, D]``."""
         if query.is_cuda:
             context = functional.scaled_dot_product_attention(query, key, value, scale=0.6931471805599453)
-            total = None
         else:
             # Without subtracting the largest of each row, which takes as long as a product: powers this large still
             # add up to less than float32's largest number, and none is 0.
             powers = torch.bmm(query.flatten(0, 1), key.flatten(0, 1).transpose(1, 2)).to(torch.float32)
             powers = powers.clamp_(-self.LARGEST_POWER, self.LARGEST_POWER).exp2_()
-            context = torch.bmm(powers.to(query.dtype), value.flatten(0, 1)).view(query.size())
-            total = powers.sum(-1, keepdim=True).view(query.size(0), self.heads, -1, 1)
-        # Puts a token's heads side by side and widens them in one pass.
-        context = context.transpose(1, 2).to(torch.float32, memory_format=torch.contiguous_format)
-        if total is not None:
-            context = context.div_(total.transpose(1, 2))
+            context = torch.bmm(powers.to(query.dtype), value.flatten(0, 1)).to(torch.float32)
+            context = context.div_(powers.sum(-1, keepdim=True)).view(query.size())
+        context = context.to(torch.float32)
         if self.context_offset != 0.0:
             context = steps_to_uint8(context.add_(self.context_offset))
-        return context.flatten(2)
+        return context.transpose(1, 2).flatten(2)
 
 
 class LastBlock(Block):
