@@ -18,6 +18,8 @@ CASES = [*ARCHIVES, *CHECKPOINTS, *CONFIGS]
 # Their messages become part of ours.
 LIBRARIES = ("torch", "pillow", "safetensors", "snakemake")
 
+CHECK = """.venv/bin/python -c 'import yaml; print("__use_yte__" in yaml.safe_load(open("theirs.yaml")))'"""
+
 
 def made_with() -> str:
     """Return the versions on which the text of the messages depends."""
@@ -51,8 +53,14 @@ PYTHONPATH=workflow/scripts:tests .venv/bin/python tests/hostile/table.py > docs
 ```
 
 One thing is left to the user: **to Snakemake, a config file can be a program**. Where it says `__use_yte__: true`,
-Snakemake runs the Python expressions in it (YTE, its template language) before this workflow has a say. Look through a
-stranger's config before you use it, as you would through a script."""
+Snakemake runs the Python expressions in it (YTE, its template language) before it reads the Snakefile, so no check of
+this workflow can come first. Ask this of a stranger's config before any Snakemake sees it, a dry run included:
+
+```
+{CHECK}
+```
+
+Use the file only if the answer is `False`: `True` means that it is a program, an error that it is no plain YAML."""
     )
     for kind, title in KINDS.items():
         print(f"\n## {title}\n\n| input | what the user is told |\n|---|---|")

@@ -1,10 +1,14 @@
 """Every bad input ends with its message: nothing is executed, nothing escapes, nothing hangs."""
 
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from cases import Case
-from table import CASES, made_with, row
+from snakemake.common.configfile import load_configfile
+from table import CASES, CHECK, made_with, row
 
 PAGE = Path(__file__).parents[2] / "docs" / "hostile-input" / "README.md"
 COMMAND = "PYTHONPATH=workflow/scripts:tests .venv/bin/python tests/hostile/table.py > docs/hostile-input/README.md"
@@ -23,6 +27,22 @@ def test_bad_input(case: Case, tmp_path: Path) -> None:
     assert not Path("/tmp/escaped").exists()
     if made_with() in PAGE.read_text():
         assert row(case, message) in PAGE.read_text().splitlines(), f"the page is out of date: {COMMAND}"
+
+
+@pytest.mark.parametrize("key", ["__use_yte__", r'"\x5f_use_yte\x5f_"'], ids=["plain", "disguised"])
+def test_a_config_that_is_a_program_is_found_by_the_check_of_the_page(
+    key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    program = Path("theirs.yaml")
+    check = [sys.executable, *shlex.split(CHECK)[1:]]
+    program.write_text("seed: 1\n")
+    assert subprocess.run(check, check=True, capture_output=True, text=True).stdout == "False\n"
+    program.write_text(f"{key}: true\nseed: ?__import__('pathlib').Path('ran').touch()\n")
+    assert subprocess.run(check, check=True, capture_output=True, text=True).stdout == "True\n"
+    assert not Path("ran").exists()
+    load_configfile(program)  # as Snakemake does first of all
+    assert Path("ran").exists()
 
 
 def test_the_page_was_made_with_these_versions() -> None:
