@@ -100,7 +100,7 @@ def summarise(
     accuracies = {row["variant"]: row for row in map(read_json, accuracy)}
     probes = {row["variant"]: row for row in map(read_json, probe)}
     energies = {(row["variant"], row["device"]): row for row in map(read_json, energy)}
-    fastest = _fastest_probes(latencies.values())
+    fastest = fastest_probes(latencies.values())
     limit_of = _limits(limits)
     models_of = _model_columns(audits, models)
     rows = []
@@ -113,7 +113,7 @@ def summarise(
             row |= {"status": "unsupported", "reason": reason}
         else:
             timing = _found(latencies, cell, "latency")
-            row |= _verdict(timing, fastest)
+            row |= verdict(timing, fastest)
             row |= _pick(timing, LATENCY)
             row |= _pick(timing["machine"], MACHINE)
             control = latencies.get((BASELINE, device, batch_size), {"machine": {}})
@@ -153,7 +153,8 @@ def _probe(timing: Mapping[str, Any]) -> tuple[tuple[Any, ...], float | None]:
     return (timing["device"], timing["machine"]["node"], timing["threads"]), median(probes) if probes else None
 
 
-def _fastest_probes(timings: Iterable[Mapping[str, Any]]) -> dict[tuple[Any, ...], float]:
+def fastest_probes(timings: Iterable[Mapping[str, Any]]) -> dict[tuple[Any, ...], float]:
+    """Return the shortest median probe in ms of each machine that the timings, as read from their files, were made on."""
     fastest: dict[tuple[Any, ...], float] = {}
     for place, probe in map(_probe, timings):
         if probe is not None:
@@ -161,7 +162,7 @@ def _fastest_probes(timings: Iterable[Mapping[str, Any]]) -> dict[tuple[Any, ...
     return fastest
 
 
-def _verdict(timing: Mapping[str, Any], fastest: Mapping[tuple[Any, ...], float]) -> dict[str, str | None]:
+def verdict(timing: Mapping[str, Any], fastest: Mapping[tuple[Any, ...], float]) -> dict[str, str | None]:
     """Return ``status`` and ``reason``: the timing's own, and what shows beside the others of the same machine."""
     place, probe = _probe(timing)
     status, reason = timing.get("verdict", "ok"), timing.get("verdict_reason") or None
