@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -21,28 +22,31 @@ from sklearn.neighbors import KNeighborsClassifier
 
 ROOT = Path(__file__).parents[2]
 BAR_LATENCY = BAR_MEMORY = 0.05
-REPEATS = 3
+REPEATS = 5
 SECONDS = 3
 SIDE, COLOURS = 64, 3  # of the packed images
 SPLITS = ("bank", "query")
-# What measures, in a fresh process: nothing of this project is imported. glibc keeps freed memory, as in the workflow.
+# What measures, in a fresh process: nothing of this project is imported.
 PLAIN = """
-import sys, torch
+import os, sys, torch
 from torch.utils.benchmark import Timer
-path, batch, threads, what, seconds = sys.argv[1], *map(int, sys.argv[2:4]), sys.argv[4], float(sys.argv[5])
+path, batch, threads, seconds = sys.argv[1], *map(int, sys.argv[2:5])
 torch.set_num_threads(threads)
 images = torch.randn(batch, 3, 224, 224, generator=torch.Generator().manual_seed(0))
-if what != "import":
-    with torch.inference_mode():
-        model = torch.jit.load(path).eval()
-        model(images)
-if what == "time":
-    with torch.inference_mode():
+print("imported", flush=True)
+sys.stdin.readline()
+with torch.inference_mode():
+    model = torch.jit.load(path).eval()
+    model(images)
+    if seconds:
         for _ in range(10):
             model(images)
+if seconds:
     timer = Timer("with torch.inference_mode(): model(images)", globals=globals(), num_threads=threads)
-    print(1e3 * timer.blocked_autorange(min_run_time=seconds).median)
+    print(1e3 * timer.blocked_autorange(min_run_time=seconds).median, flush=True)
+os._exit(0)  # the interpreter's shutdown takes up to 120 MB, which no user of the model meets
 """
+# As in the workflow, glibc keeps freed memory while something is timed.
 KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
 
 
@@ -52,18 +56,28 @@ def workflow(folder: Path, arguments: list[str], *targets: str) -> None:
     subprocess.run([*command, *arguments, "--", *targets], cwd=ROOT, check=True)
 
 
-def plain(model: Path, batch: int, threads: int, what: str, environment: dict[str, str]) -> tuple[str, float]:
-    """Run ``PLAIN``; return what it printed, and the kernel's word on the most memory that it held, in 1e6 bytes."""
-    arguments = [sys.executable, "-c", PLAIN, str(model), str(batch), str(threads), what, str(SECONDS)]
-    quiet = {"PYTHONWARNINGS": "ignore", "TORCH_CPP_LOG_LEVEL": "ERROR"}
-    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, env={**os.environ, **quiet, **environment})
+def plain(model: Path, batch: int, threads: int, seconds: int = 0) -> tuple[float | None, float]:
+    """Time a model, if ``seconds`` says how long; return the median ms, and the peak memory over the imports' in MB.
+
+    Memory is what ps says after the imports, and what the kernel says of the process after its end.
+    """
+    arguments = [sys.executable, "-c", PLAIN, str(model), str(batch), str(threads), str(seconds)]
+    environment = os.environ | {"PYTHONWARNINGS": "ignore", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+    environment |= KEEP_MEMORY if seconds else {}
+    process = subprocess.Popen(
+        arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, bufsize=1
+    )
+    assert process.stdin
     assert process.stdout
+    assert process.stdout.readline() == "imported\n"
+    imported = int(subprocess.check_output(["ps", "-o", "rss=", "-p", str(process.pid)]))
+    process.stdin.write("go\n")
     printed = process.stdout.read()
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode != 0:
-        raise RuntimeError(f"{what} of {model} failed")
-    return printed, usage.ru_maxrss * 1024 / 1e6
+        raise RuntimeError(f"{model} failed")
+    return float(printed) if seconds else None, (usage.ru_maxrss - imported) * 1024 / 1e6
 
 
 def read(folder: Path, *parts: str) -> dict[str, Any]:
@@ -81,13 +95,26 @@ def latencies(folder: Path, arguments: list[str], cell: str) -> list[tuple[float
     for _ in range(REPEATS):
         workflow(folder, [*arguments, "--forcerun", "measure_latency"], file)
         timing = json.loads((folder / file).read_text())
-        other = float(plain(model, int(batch), timing["threads"], "time", KEEP_MEMORY)[0])
+        other, _ = plain(model, int(batch), timing["threads"], SECONDS)
+        assert other
         turns.append((timing["latency_p50_ms"], other))
     return turns
 
 
-def knn_top1(folder: Path, variant: str, k: int, temperature: float) -> float:
-    """Return scikit-learn's share of right answers on the saved features, in percent."""
+def memory(folder: Path, arguments: list[str], variant: str) -> tuple[list[float], list[float]]:
+    """Return the peaks over the imports in MB, of the workflow and of the other one."""
+    file, model = f"results/footprint/cpu/{variant}.json", folder / f"results/models/{variant}/model.pt"
+    ours, theirs = [], []
+    for _ in range(REPEATS):
+        workflow(folder, [*arguments, "--forcerun", "measure_footprint"], file)
+        stated = json.loads((folder / file).read_text())
+        ours.append(stated["peak_rss_mb"])
+        theirs.append(plain(model, 1, stated["threads"])[1])
+    return ours, theirs
+
+
+def knn_hits(folder: Path, variant: str, k: int, temperature: float) -> int:
+    """Return how many queries scikit-learn classifies rightly by the saved features."""
     with (folder / "results/data/manifest.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     labels = {split: np.array([int(row["label"]) for row in rows if row["split"] == split]) for split in SPLITS}
@@ -96,7 +123,7 @@ def knn_top1(folder: Path, variant: str, k: int, temperature: float) -> float:
     classifier = KNeighborsClassifier(
         k, metric="cosine", algorithm="brute", weights=lambda distances: np.exp((1 - distances) / temperature)
     )
-    return 100 * float((classifier.fit(bank, labels["bank"]).predict(query) == labels["query"]).mean())
+    return int((classifier.fit(bank, labels["bank"]).predict(query) == labels["query"]).sum())
 
 
 def row(what: str, stated: float, found: float, tolerance: float, note: str = "") -> bool:
@@ -116,8 +143,8 @@ def main() -> None:
     parser.add_argument("run", nargs="+", help="the run's configuration, as arguments of snakemake, after --")
     options = parser.parse_args()
     folder, variants = options.folder.resolve(), sorted({cell.split("/")[0] for cell in options.cells})
-    stated = [f"results/{kind}{variant}.json" for kind in ("accuracy/", "footprint/cpu/") for variant in variants]
-    workflow(folder, options.run, *stated)
+    needed = [f"results/{kind}{variant}.json" for kind in ("accuracy/", "footprint/cpu/") for variant in variants]
+    workflow(folder, options.run, *needed)
     print(f"{'':44} {'stated':>12} {'found':>12} {'off':>8}")
     held = []
     if "latency" in options.parts:
@@ -129,15 +156,17 @@ def main() -> None:
     if "accuracy" in options.parts:
         for variant in variants:
             found = read(folder, f"accuracy/{variant}.json")
-            top1 = knn_top1(folder, variant, found["k"], found["temperature"])
-            held.append(row(f"{variant}: k-NN top-1", found["knn_top1"], top1, 0))
+            hits = knn_hits(folder, variant, found["k"], found["temperature"])
+            stated = round(found["knn_top1"] * found["queries"] / 100)
+            held.append(row(f"{variant}: k-NN hits of {found['queries']}", stated, hits, 0))
     if "system" in options.parts:
         for variant in variants:
             found, model = read(folder, f"footprint/cpu/{variant}.json"), folder / f"results/models/{variant}/model.pt"
             size = int(subprocess.check_output(["stat", "--format=%s", model])) / 1e6
             held.append(row(f"{variant}: file size, MB", found["size_mb"], size, 0))
-            empty, full = (plain(model, 1, found["threads"], what, {})[1] for what in ("import", "load"))
-            held.append(row(f"{variant}: peak memory, MB", found["peak_rss_mb"], full - empty, BAR_MEMORY))
+            ours, theirs = memory(folder, options.run, variant)
+            note = f"in turn: {', '.join(f'{a:.0f}/{b:.0f}' for a, b in zip(ours, theirs, strict=True))}"
+            held.append(row(f"{variant}: peak memory, MB", median(ours), median(theirs), BAR_MEMORY, note))
         with (folder / "results/data/manifest.csv").open() as stream:
             images = sum(1 for _ in stream) - 1
         packed = int(subprocess.check_output(["stat", "--format=%s", folder / "results/data/images.npy"]))
