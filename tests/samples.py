@@ -175,6 +175,7 @@ def render_page(samples: Samples) -> tuple[str, str]:
         summary=samples.root / "summary.csv",
         recommendation=samples.root / "recommendation.json",
         audits=samples.audits,
+        accuracy=samples.accuracy,
         figures=[samples.root / "latency.svg"],
         archive=samples.archive,
         dataset=samples.dataset,
@@ -374,7 +375,14 @@ def _accuracy(i: int, variant: str, device: str) -> dict[str, Any]:
         "knn_agreement": agreement,
         "knn_agreement_ci_low": agreement - 2 * half,
         "knn_agreement_ci_high": min(100.0, agreement + 2 * half),
+        "per_class": [_class(number, drop, 10 * half) for number in range(12)],
     }
+
+
+def _class(number: int, drop: float, half: float) -> dict[str, Any]:
+    lost = 10 * (drop - number)
+    row = {"wnid": f"n9000{number:04}", "queries": 50, "knn_top1": 70 - lost, "knn_top1_fp32": 70.0, "drop": lost}
+    return row | {"drop_ci_low": lost - half, "drop_ci_high": lost + half}
 
 
 def _write_audit(path: Path, variant: str, became: str) -> Path:

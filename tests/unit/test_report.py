@@ -186,7 +186,24 @@ def test_seeded_weights_have_no_receipt(tmp_path: Path) -> None:
 def test_audits_follow_the_order_of_the_variants(tmp_path: Path) -> None:
     samples = _samples(tmp_path)
     samples.audits.reverse()
-    assert re.findall(r"<summary><strong>([^<]+)", _page(samples)) == list(VARIANTS)
+    modules = _page(samples).partition('<section id="modules">')[2]
+    assert re.findall(r"<summary><strong>([^<]+)", modules) == list(VARIANTS)
+
+
+def test_classes_that_lose_most(tmp_path: Path) -> None:
+    samples = _samples(tmp_path)
+    rows = [
+        {"wnid": f"n{i}", "queries": 50, "knn_top1": 60.0, "knn_top1_fp32": 60.0 + drop, "drop": drop}
+        | {"drop_ci_low": drop - 4, "drop_ci_high": drop + 4}
+        for i, drop in enumerate([24.0, 4.5, 3.5, *[0.0] * 9, -5.0])
+    ]
+    _rewrite(samples.accuracy[1], per_class=rows)
+    classes = _page(samples).partition('<section id="classes">')[2].partition("</section>")[0]
+    shown = classes.partition("</details>")[0]
+    assert "of 13 classes 2 lose and 1 gain by more than their intervals" in shown
+    assert re.findall(r'<th scope="row">(n\d+)', shown) == [f"n{i}" for i in range(10)]
+    assert "24.0<small>20.0 to 28.0" in shown
+    assert "<strong>fp32</strong>" not in classes
 
 
 def test_all_text_is_escaped(tmp_path: Path) -> None:

@@ -129,6 +129,7 @@ rule write_report:
         summary="results/summary.csv",
         recommendation="results/recommendation.json",
         audits=AUDITS,
+        accuracy=ACCURACIES,
         figures=expand("results/figures/{figure}.svg", figure=FIGURES),
         archive="results/data/archive.json",
         dataset="results/data/dataset.json",

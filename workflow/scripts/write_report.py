@@ -17,6 +17,7 @@ if __name__ == "__main__":
                 summary=snakemake.input.summary,
                 recommendation=snakemake.input.recommendation,
                 audits=snakemake.input.audits,
+                accuracy=snakemake.input.accuracy,
                 figures=snakemake.input.figures,
                 archive=snakemake.input.archive,
                 dataset=snakemake.input.dataset,

@@ -31,6 +31,7 @@ CAPTIONS = {
     "sensitivity": "What each module alone does to the features as int8; int8-auto chooses its precisions by it.",
 }
 PHOTOGRAPHS = {"attention"}  # figures whose colours a dark page must leave alone
+WORST_CLASSES = 10
 SOURCES = Path(__file__).parent
 Row = Mapping[str, str]
 
@@ -90,6 +91,7 @@ def render_report(
     summary: str | Path,
     recommendation: str | Path,
     audits: Iterable[str | Path],
+    accuracy: Iterable[str | Path],
     figures: Iterable[str | Path],
     archive: str | Path,
     dataset: str | Path,
@@ -121,6 +123,7 @@ def render_report(
         "floors": [row for row in rows if row["variant"] == BASELINE and row["noise_floor"]],
         "no_energy": sorted({(row["device"], row["energy_reason"]) for row in rows if row["energy_reason"]}),
         "audits": sorted(map(_audit, map(Path, audits)), key=lambda audit: variants.index(audit["variant"])),
+        "classes": [_classes(found) for found in map(read_json, accuracy) if found["variant"] != BASELINE],
         "unsteady": [
             _row_name(timing) for timing in timings if not all(arm["steady"] for arm in timing["warmup"].values())
         ],
@@ -276,6 +279,18 @@ def _audit(path: Path) -> dict[str, Any]:
     rows = read_rows(path)
     before, after = (sum(float(row[column] or 0) for row in rows) / 1e6 for column in ("bytes_before", "bytes_after"))
     return {"variant": path.parent.name, "rows": rows, "before": before, "after": after}
+
+
+def _classes(accuracy: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the classes that lose most, and how many lose or gain by more than their intervals, of one variant."""
+    rows = accuracy["per_class"]
+    return {
+        "variant": accuracy["variant"],
+        "worst": rows[:WORST_CLASSES],
+        "all": len(rows),
+        "lost": sum(row["drop_ci_low"] > 0 for row in rows),
+        "gained": sum(row["drop_ci_high"] < 0 for row in rows),
+    }
 
 
 def _plain(value: Any) -> Any:

@@ -154,7 +154,7 @@ def _probe(timing: Mapping[str, Any]) -> tuple[tuple[Any, ...], float | None]:
 
 
 def fastest_probes(timings: Iterable[Mapping[str, Any]]) -> dict[tuple[Any, ...], float]:
-    """Return the shortest median probe in ms of each machine that the timings, as read from their files, were made on."""
+    """Return the shortest median probe in ms on each machine of the timings, which are as read from their files."""
     fastest: dict[tuple[Any, ...], float] = {}
     for place, probe in map(_probe, timings):
         if probe is not None:
