@@ -38,6 +38,7 @@ include: "workflow/rules/energy.smk"
 include: "workflow/rules/limits.smk"
 include: "workflow/rules/accuracy.smk"
 include: "workflow/rules/report.smk"
+include: "workflow/rules/provenance.smk"
 
 
 rule all:
@@ -47,4 +48,5 @@ rule all:
         "results/summary.csv",
         "results/recommendation.json",
         "results/report.html",
+        "results/provenance.json",
     localrule: True

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[2]
-TARGETS = ("all", "download", "models", "figures", "sensitivity")
+TARGETS = ("all", "download", "models", "figures", "sensitivity", "verify")
 # A job of a dry run: its rule, and its wildcards if it has some.
 JOB = re.compile(r"^(?:local)?rule (\w+):\n(?:    (?!wildcards).*\n)*(?:    wildcards: (.*)\n)?", re.MULTILINE)
 PARTS = ["Snakefile", "config", "envs", "profiles", "workflow", "tests/small.yaml"]

@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 from conftest import ROOT, Checkout
+from dinoquant.provenance import sha256
 
 TIMED = {"measure_latency", "measure_footprint", "measure_energy", "measure_machine"}
 
@@ -80,18 +81,38 @@ def test_models_load_without_this_project(finished: Checkout) -> None:
 
 
 def test_two_clean_runs_give_equal_results(finished: Checkout, fresh: Checkout) -> None:
-    """Timings aside: whatever the images, the weights and the seed decide."""
-    results = [
-        "data/manifest.csv",
-        "models/int8-static/audit.csv",
-        "features/fp32.npz",
-        "features/int8-static.npz",
-        "accuracy/int8-static.json",
-    ]
-    done = fresh.snakemake(*(f"results/{result}" for result in results))
+    """Whatever the images, the weights and the seed decide, by the digests that the first run recorded."""
+    recorded = json.loads((finished.folder / "results/provenance.json").read_text())["deterministic"]
+    done = fresh.snakemake(*recorded)
     assert done.returncode == 0, done.stdout
-    for result in results:
-        assert (fresh.folder / "results" / result).read_bytes() == (finished.folder / "results" / result).read_bytes()
+    assert {path: sha256(fresh.folder / path) for path in recorded} == recorded
+    for name in ("data/images.npy", "models/int8-static/model.pt", "features/int8-static.npz", "accuracy/fp32.json"):
+        assert f"results/{name}" in recorded
+
+
+def test_verify_names_what_is_not_as_recorded(run: Checkout) -> None:
+    done = run.snakemake("verify")
+    assert done.returncode == 0, done.stdout
+    assert "files are as results/provenance.json has them" in done.stdout
+    (run.folder / "results/accuracy/fp32.json").write_text("{}")
+    (run.folder / "results/models/int8-static/model.pt").unlink()
+    done = run.snakemake("verify")
+    assert done.returncode != 0
+    assert "changed: results/accuracy/fp32.json" in done.stdout
+    assert "missing: results/models/int8-static/model.pt" in done.stdout
+    assert "2 files are not as results/provenance.json has them" in done.stdout
+
+
+def test_the_record_of_a_run_without_git_says_so(finished: Checkout) -> None:
+    recorded = json.loads((finished.folder / "results/provenance.json").read_text())
+    assert recorded["git"]["commit"] is None
+    assert recorded["git"]["reason"]
+
+
+def test_verify_needs_a_record(fresh: Checkout) -> None:
+    done = fresh.snakemake("verify")
+    assert done.returncode != 0
+    assert "There is no results/provenance.json to verify against" in done.stdout
 
 
 def test_named_targets(fresh: Checkout) -> None:

@@ -17,7 +17,7 @@ def draw(*figures: str) -> set[str]:
 
 
 PAGE = {*draw(*FIGURES, "attention"), "write_report"}
-AGGREGATE = {"summarise", "recommend", *draw(*FIGURES), "write_report"}
+AGGREGATE = {"summarise", "recommend", "record_provenance", *draw(*FIGURES), "write_report"}
 
 
 def latency(*variants: str) -> set[str]:
@@ -102,7 +102,7 @@ def test_a_fresh_run_does_everything_once(fresh: Checkout) -> None:
         pytest.param(
             {"latency": {"thread_scaling": [1]}},
             {f"measure_scaling device=cpu, variant={variant}, threads=1" for variant in VARIANTS}
-            | {*draw("scaling"), "write_report"},
+            | {*draw("scaling"), "write_report", "record_provenance"},
             id="thread scaling",
         ),
         pytest.param({"latency": {"rounds": 7}}, latency(*VARIANTS) | AGGREGATE, id="a latency key"),
@@ -119,8 +119,12 @@ def test_a_fresh_run_does_everything_once(fresh: Checkout) -> None:
             per_variant("extract_features", *VARIANTS) | accuracy(*VARIANTS) | probe(*VARIANTS) | AGGREGATE,
             id="an accuracy key of the extraction",
         ),
-        pytest.param({"attention": {"images": 2}}, attention(*VARIANTS) | {"write_report"}, id="the attention's key"),
-        pytest.param({"attention": {"images": 0}}, {"write_report"}, id="no attention"),
+        pytest.param(
+            {"attention": {"images": 2}},
+            attention(*VARIANTS) | {"write_report", "record_provenance"},
+            id="the attention's key",
+        ),
+        pytest.param({"attention": {"images": 0}}, {"write_report", "record_provenance"}, id="no attention"),
         pytest.param(
             {"variants": {"int8-static": None}}, {"derive_limits"} | AGGREGATE | PAGE, id="a variant left out"
         ),
@@ -135,12 +139,13 @@ def test_a_change_of_the_config(run: Checkout, overlay: dict, expected: set[str]
     [
         ("knn", accuracy(*VARIANTS) | probe(*VARIANTS) | AGGREGATE),
         ("fidelity", accuracy(*VARIANTS) | AGGREGATE),
-        ("attention", attention(*VARIANTS) | {"write_report"}),
+        ("attention", attention(*VARIANTS) | {"write_report", "record_provenance"}),
         ("probe", probe(*VARIANTS) | AGGREGATE),
         ("latency", latency(*VARIANTS) | energy(*VARIANTS) | AGGREGATE),
         ("recipes/static", whole("int8-static") | AGGREGATE),
         ("figures/size", PAGE),
         ("report", {"write_report"}),
+        ("provenance", {"record_provenance"}),
         ("energy", energy(*VARIANTS) | AGGREGATE),
         ("peaks", {MACHINE, "derive_limits"} | AGGREGATE),
         ("operations", {"derive_limits"} | AGGREGATE),

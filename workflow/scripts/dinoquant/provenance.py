@@ -1,0 +1,73 @@
+"""What a results folder holds and what it was made from, by digest; and whether it still does. Needs no PyTorch."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from dinoquant.files import read_json
+from dinoquant.machine import describe
+
+NO_COMMIT = {
+    "commit": None,
+    "dirty": None,
+    "reason": "the workflow is not in a git checkout with a commit, or git is missing",
+}
+
+
+def sha256(path: str | Path) -> str:
+    """Return the digest of a file, read in pieces."""
+    with Path(path).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def record(
+    *,
+    deterministic: Iterable[str],
+    varying: Iterable[str],
+    receipts: Mapping[str, str | Path],
+    machines: Iterable[str | Path],
+    locks: Iterable[str | Path],
+    config: Mapping[str, Any],
+    snakemake: str,
+) -> dict[str, Any]:
+    """Return the record of a finished run, ready for JSON.
+
+    Args:
+        deterministic: the files that another clean run on the same kind of machine gives again, byte for byte.
+        varying: the files that it does not: those with times in them, and the models of other runtimes.
+        receipts: of the inputs, by what they are.
+        machines: the files that say on which machine they were measured.
+        locks: the versions of the libraries.
+        config: the resolved config, without what decides looks only.
+        snakemake: its version.
+    """
+    recorded_on = describe()
+    return {
+        "inputs": {name: read_json(path) for name, path in receipts.items()},
+        "config": dict(config),
+        "locks": {Path(path).name: sha256(path) for path in locks},
+        "snakemake": snakemake,
+        "git": recorded_on.pop("git") or NO_COMMIT,
+        "recorded_on": recorded_on,
+        "measured_on": _distinct(read_json(path)["machine"] for path in machines),
+        "deterministic": {path: sha256(path) for path in sorted(deterministic)},
+        "varying": {path: sha256(path) for path in sorted(varying)},
+    }
+
+
+def differences(recorded: Mapping[str, Any]) -> dict[str, str]:
+    """Return what became of the files of a record that are not as they were: "changed" or "missing", by path.
+
+    Inputs are compared where they are there: they need not have travelled with the results.
+    """
+    inputs = {receipt["file"]: receipt["sha256"] for receipt in recorded["inputs"].values()}
+    results: dict[str, str] = {**recorded["deterministic"], **recorded["varying"]}
+    found = {path: "missing" for path in results if not Path(path).is_file()}
+    here = {path: digest for path, digest in (inputs | results).items() if Path(path).is_file()}
+    return found | {path: "changed" for path, digest in here.items() if sha256(path) != digest}
+
+
+def _distinct(values: Iterable[Any]) -> list[Any]:
+    return [json.loads(text) for text in dict.fromkeys(json.dumps(value, sort_keys=True) for value in values)]

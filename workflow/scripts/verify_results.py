@@ -1,0 +1,31 @@
+"""Compare a results folder with the record of the run that made it; a difference ends with status 1."""
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dinoquant.errors import UserError
+from dinoquant.files import read_json
+from dinoquant.job import job, span
+from dinoquant.provenance import differences
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+if __name__ == "__main__":
+    with job(snakemake):
+        log = logging.getLogger("dinoquant")
+        path = Path(snakemake.params.provenance)
+        if not path.is_file():
+            raise UserError(f"There is no {path} to verify against: run the workflow to its end, then verify.")
+        recorded = read_json(path)
+        with span("verify"):
+            found = differences(recorded)
+        for file, what in sorted(found.items()):
+            log.info("%s: %s", what, file)
+        if found:
+            raise UserError(
+                f"{len(found)} files are not as {path} has them. Delete those that changed and run the workflow again: "
+                "it makes what is missing, and the record."
+            )
+        log.info("All %d files are as %s has them", len(recorded["deterministic"]) + len(recorded["varying"]), path)
