@@ -15,6 +15,8 @@ FILES = {
     "results/accuracy/fp32.json": "{}",
     "results/latency/cpu/fp32/batch1.json": json.dumps({"machine": {"node": "a"}}),
     "results/latency/cpu/fp32/batch2.json": json.dumps({"machine": {"node": "b"}}),
+    "results/latency/cpu/fp32/batch4.json": json.dumps({"machine": {"node": "a"}}),
+    "results/features/fp32.json": json.dumps({"seconds": 1}),
     "results/summary.csv": "variant\n",
     "resources/a.zip": "archive",
 }
@@ -30,12 +32,10 @@ def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
     digest = hashlib.sha256(b"archive").hexdigest()
     Path("receipt.json").write_text(json.dumps({"file": "resources/a.zip", "sha256": digest}))
     Path("pipeline.lock").write_text("torch==2")
-    latencies = [path for path in FILES if "latency" in path]
     return record(
         deterministic=["results/models/fp32/model.pt", "results/accuracy/fp32.json"],
-        varying=[*latencies, "results/summary.csv"],
+        varying=[path for path in FILES if path.startswith(("results/latency", "results/features", "results/summary"))],
         receipts={"dataset": "receipt.json"},
-        machines=latencies * 2,
         locks=["pipeline.lock"],
         config={"seed": 0},
         snakemake="9",
@@ -67,7 +67,7 @@ def test_the_record_says_what_everything_was_made_from(recorded: dict) -> None:
 
 
 def test_without_a_commit_the_record_says_why(recorded: dict, monkeypatch: pytest.MonkeyPatch) -> None:
-    empty = {"deterministic": [], "varying": [], "receipts": {}, "machines": [], "locks": [], "config": {}}
+    empty = {"deterministic": [], "varying": [], "receipts": {}, "locks": [], "config": {}}
     for git in (None, {"commit": "abc", "dirty": True}):
         monkeypatch.setattr(provenance, "describe", lambda git=git: {"node": "a", "git": git})
         found = record(**empty, snakemake="9")["git"]

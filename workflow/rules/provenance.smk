@@ -38,7 +38,6 @@ rule record_provenance:
             *[f"results/features/{variant}.json" for variant in EXTRACTED],
             *[file for variant in VARIANTS if variant not in TORCHSCRIPT for file in artifacts(variant)],
         ],
-        machines=[*LATENCIES, *FOOTPRINTS],
         locks=sorted({lock for variant in VARIANTS for lock in locks(variant)}),
         code=code("record_provenance"),
     output:

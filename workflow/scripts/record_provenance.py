@@ -19,7 +19,6 @@ if __name__ == "__main__":
                 deterministic=inputs.deterministic,
                 varying=inputs.varying,
                 receipts={"dataset": inputs.archive, **checkpoint},
-                machines=inputs.machines,
                 locks=inputs.locks,
                 config=params.config,
                 snakemake=params.snakemake,

@@ -27,7 +27,6 @@ def record(
     deterministic: Iterable[str],
     varying: Iterable[str],
     receipts: Mapping[str, str | Path],
-    machines: Iterable[str | Path],
     locks: Iterable[str | Path],
     config: Mapping[str, Any],
     snakemake: str,
@@ -36,14 +35,16 @@ def record(
 
     Args:
         deterministic: the files that another clean run on the same kind of machine gives again, byte for byte.
-        varying: the files that it does not: those with times in them, and the models of other runtimes.
+        varying: the files that it does not: those with times in them, and the models of other runtimes. Where such a
+            file says on which machine it was measured, the record says so too.
         receipts: of the inputs, by what they are.
-        machines: the files that say on which machine they were measured.
         locks: the versions of the libraries.
         config: the resolved config, without what decides looks only.
         snakemake: its version.
     """
+    varying = sorted(varying)
     recorded_on = describe()
+    measured = [read_json(path) for path in varying if path.endswith(".json")]
     return {
         "inputs": {name: read_json(path) for name, path in receipts.items()},
         "config": dict(config),
@@ -51,9 +52,9 @@ def record(
         "snakemake": snakemake,
         "git": recorded_on.pop("git") or NO_COMMIT,
         "recorded_on": recorded_on,
-        "measured_on": _distinct(read_json(path)["machine"] for path in machines),
+        "measured_on": _distinct(content["machine"] for content in measured if "machine" in content),
         "deterministic": {path: sha256(path) for path in sorted(deterministic)},
-        "varying": {path: sha256(path) for path in sorted(varying)},
+        "varying": {path: sha256(path) for path in varying},
     }
 
 
