@@ -121,6 +121,27 @@ def test_pareto_labels_keep_apart(samples: Samples) -> None:
         assert all(ax.get_window_extent().contains(*box.min) for box in boxes)
 
 
+@pytest.mark.parametrize("module", [pareto, throughput])
+def test_forty_variants_stay_readable(module: Any, samples: Samples) -> None:
+    """Each named inside the picture, and no name over another."""
+    one = _table(samples)
+    one = one[(one["variant"] == "bf16") & (one["device"] == "cpu")]
+    rng = np.random.default_rng(0)
+    tables = [one.assign(variant=f"grid-{n:02d}-of-a-sweep") for n in range(39)]
+    for table in tables:
+        for kind, lowest, highest in (("speedup", 0.5, 1.5), ("throughput", 0.5, 1.5), ("cosine", 0.9, 1.0)):
+            table[[column for column in table if column.startswith(kind)]] *= rng.uniform(lowest, highest)
+    table = pd.concat([one.assign(variant="fp32"), *tables])
+    config = samples.figure_config | {"variants": list(table["variant"].unique())}
+    figure = module.draw(table, use_style(config))
+    figure.draw_without_rendering()
+    labels = [label for label in figure.axes[0].texts if isinstance(label, Annotation)]
+    assert {label.get_text() for label in labels} == set(config["variants"])
+    boxes = [Text.get_window_extent(label) for label in labels]
+    assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+    assert figure.get_tightbbox().y0 >= 0
+
+
 def test_spread_keeps_the_order_the_gap_and_the_top() -> None:
     heights = throughput.spread([1.0, 1.1, 9.9, 10.0], 1.0, 10.0)
     assert all(upper - lower >= 1.0 - 1e-9 for lower, upper in pairwise(heights))

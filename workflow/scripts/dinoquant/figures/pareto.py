@@ -18,6 +18,7 @@ from dinoquant.figures.style import (
     Style,
     at_batch_size,
     by_variant,
+    crowding,
     deviations,
     finish,
     flagged_notes,
@@ -29,7 +30,7 @@ Point = tuple[float, float]
 FRONT = "pareto-front"
 SPEED, ACCURACY = "speedup", "cosine_mean"
 # Places for a label around its point: first near, right and left before above and below; then farther away.
-DISTANCES = [13, 26, 42, 60, 80, 105]  # points
+DISTANCES = [13, 26, 42, 60, 80, 105, 135, 170, 210]  # points
 ANGLES = [0, 180, 90, 270, 35, 145, 325, 215]  # degrees
 
 
@@ -38,7 +39,7 @@ def draw(table: pd.DataFrame, style: Style) -> Figure:
     table = at_batch_size(table, style)
     devices = list(table["device"].unique())
     rows = {device: by_variant(table[table["device"] == device], known=[SPEED, ACCURACY]) for device in devices}
-    size = (WIDTH, 1.5 + 4.3 * len(devices))
+    size = (WIDTH, 1.5 + 4.3 * len(devices) * crowding(len(style.variants)))
     figure, panels = plt.subplots(len(devices), 1, figsize=size, squeeze=False)
     for device, ax in zip(devices, panels.flat, strict=True):
         _panel(ax, rows[device], style)
@@ -60,9 +61,13 @@ def _points(rows: Rows) -> dict[str, Point]:
     return {variant: (row[SPEED], row[ACCURACY]) for variant, row in rows.items()}
 
 
+def _front(points: dict[str, Point]) -> list[str]:
+    return front({name: (-speed, accuracy) for name, (speed, accuracy) in points.items()})
+
+
 def _panel(ax: Axes, rows: Rows, style: Style) -> None:
     points = _points(rows)
-    best = front({name: (-speed, accuracy) for name, (speed, accuracy) in points.items()})
+    best = _front(points)
     steps = np.repeat([points[name] for name in best], 2, axis=0)
     ax.plot(steps[1:, 0], steps[:-1, 1], color=MUTED, linewidth=1.2, zorder=1, gid=FRONT)
     for variant, row in rows.items():
@@ -87,13 +92,18 @@ def _panel(ax: Axes, rows: Rows, style: Style) -> None:
 
 
 def _name_points(ax: Axes, points: dict[str, Point]) -> None:
-    """Write the names beside their points, each at the first place where it covers no point, no name, not the front."""
+    """Write the names beside their points, each at the first place where it covers no point, no name, not the front.
+
+    Those on the front come first, and so nearest.
+    """
     inside = ax.get_window_extent()
     radius = 7 * ax.figure.dpi / 72
     centres = ax.transData.transform(list(points.values()))
     taken = [Bbox([centre - radius, centre + radius]) for centre in centres]
     lines = [line.get_path().transformed(line.get_transform()) for line in ax.lines if line.get_gid() == FRONT]
-    for name, point in points.items():
+    best = _front(points)
+    for name in sorted(points, key=lambda name: name not in best):
+        point = points[name]
         for distance, angle in product(DISTANCES, ANGLES):
             label = _label(ax, name, point, distance, angle)
             box = _text_box(label)

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from dinoquant.figures.style import MUTED, WIDTH, Style, finish, flagged_notes, unsupported_notes
+from dinoquant.figures.style import MUTED, WIDTH, Style, crowding, finish, flagged_notes, unsupported_notes
 from dinoquant.figures.throughput import name_lines
 
 CELL = ["variant", "device", "batch_size"]
@@ -28,7 +28,7 @@ def draw(table: pd.DataFrame, limits: pd.DataFrame, machines: Sequence[Mapping[s
     # A call's operations are two for every multiply-add.
     measured["achieved"] = 2e9 * measured["gmacs"] * measured["batch_size"] / (measured["latency_p50_ms"] / 1e3)
     devices = list(table["device"].unique())
-    size = (WIDTH, 1.7 + 4.6 * len(devices))
+    size = (WIDTH, 1.7 + 4.6 * len(devices) * crowding(len(style.variants)))
     figure, panels = plt.subplots(len(devices), 1, figsize=size, squeeze=False)
     machine_of = {machine["device"]: machine for machine in machines}
     for device, ax in zip(devices, panels.flat, strict=True):

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from dinoquant.figures.style import WIDTH, Style, finish
+from dinoquant.figures.style import WIDTH, Style, crowding, finish
 from dinoquant.figures.throughput import name_lines
 
 
@@ -19,7 +19,7 @@ def draw(timings: Iterable[Mapping[str, Any]], style: Style) -> Figure:
     """
     table = pd.DataFrame(list(timings)).sort_values("threads")
     threads = sorted(table["threads"].unique())
-    figure, ax = plt.subplots(figsize=(WIDTH, 5.2))
+    figure, ax = plt.subplots(figsize=(WIDTH, 1.0 + 4.2 * crowding(len(style.variants))))
     ends, names = {}, {}
     for variant in [variant for variant in style.variants if (table["variant"] == variant).any()]:
         line = table[table["variant"] == variant]

@@ -150,6 +150,11 @@ def font_scale() -> float:
     return float(mpl.rcParams["font.size"]) / 12  # seaborn's "notebook" size
 
 
+def crowding(variants: int) -> float:
+    """Return how much taller than usual a panel has to be for the names of its lines or points; 1 up to 16 variants."""
+    return max(1.0, font_scale() * variants / 16)
+
+
 def _wrapped(texts: Sequence[str], width: int) -> str:
     """Return ``texts`` below one another, in lines of ``width`` characters of the usual size."""
     return "\n".join(line for text in texts for line in textwrap.wrap(text, round(width / font_scale())))

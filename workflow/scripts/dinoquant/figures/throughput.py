@@ -10,14 +10,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 from scipy.optimize import isotonic_regression
 
-from dinoquant.figures.style import WIDTH, Style, finish, flagged_notes, font_scale, unsupported_notes
+from dinoquant.figures.style import WIDTH, Style, crowding, finish, flagged_notes, font_scale, unsupported_notes
 
 
 def draw(table: pd.DataFrame, style: Style) -> Figure:
     """Return a line per variant, named at its right end and ringed where it is highest, and a panel per device."""
     rows = table[table["status"] != "unsupported"]
     devices = list(table["device"].unique())
-    size = (WIDTH, 1.5 + 4.2 * len(devices))
+    size = (WIDTH, 1.5 + 4.2 * len(devices) * crowding(len(style.variants)))
     figure, panels = plt.subplots(len(devices), 1, figsize=size, squeeze=False)
     for device, ax in zip(devices, panels.flat, strict=True):
         _panel(ax, rows[rows["device"] == device], style)
@@ -58,7 +58,9 @@ def name_lines(ax: Axes, ends: Mapping[str, tuple[float, float]], names: Mapping
     to_axes = ax.transData + ax.transAxes.inverted()
     heights = {variant: float(to_axes.transform(end)[1]) for variant, end in ends.items()}
     variants = sorted(heights, key=lambda variant: heights[variant])
-    places = spread([heights[variant] for variant in variants], 0.062 * font_scale(), 1.0)
+    places = spread(
+        [heights[variant] for variant in variants], 0.062 * font_scale() / crowding(len(style.variants)), 1.0
+    )
     for variant, height in zip(variants, places, strict=True):
         ax.annotate(
             names[variant],
