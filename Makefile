@@ -27,7 +27,7 @@ lint: env
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy && .venv/bin/snakefmt --check Snakefile workflow && .venv/bin/snakemake --lint
 
 bench: env
-	for table in overhead extraction runtimes operators; do PYTHONPATH=workflow/scripts .venv/bin/python tests/bench/$$table.py || exit; done
+	for table in overhead extraction sharding dag runtimes operators; do PYTHONPATH=workflow/scripts .venv/bin/python tests/bench/$$table.py || exit; done
 
 COMPILE = uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 lock: env
