@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import struct
 import zlib
 from dataclasses import dataclass
@@ -219,6 +220,18 @@ def photographs(count: int, seed: int) -> "Tensor":
 
     pixels = torch.randint(0, 256, (count, 3, 32, 32), generator=torch.Generator().manual_seed(seed))
     return pixels / 127.5 - 1
+
+
+def copy_workflow(folder: Path) -> None:
+    """Copy the workflow's files, without any results, to a new folder."""
+    root = Path(__file__).parents[1]
+    for part in ("Snakefile", "config", "envs", "profiles", "workflow", "tests/small.yaml"):
+        source, target = root / part, folder / part
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy2(source, target)
 
 
 def encoded(image: "Image.Image", kind: str = "JPEG") -> bytes:

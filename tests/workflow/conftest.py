@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from samples import copy_workflow
+
 ROOT = Path(__file__).parents[2]
 TARGETS = ("all", "download", "models", "figures", "sensitivity", "verify")
 # A job of a dry run: its rule, and its wildcards if it has some.
 JOB = re.compile(r"^(?:local)?rule (\w+):\n(?:    (?!wildcards).*\n)*(?:    wildcards: (.*)\n)?", re.MULTILINE)
-PARTS = ["Snakefile", "config", "envs", "profiles", "workflow", "tests/small.yaml"]
 
 
 @dataclass(frozen=True)
@@ -58,13 +59,7 @@ class Checkout:
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     """The workflow's files without any results."""
     folder = tmp_path_factory.mktemp("checkout") / "workflow"
-    for part in PARTS:
-        source, target = ROOT / part, folder / part
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if source.is_dir():
-            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy2(source, target)
+    copy_workflow(folder)
     return Checkout(folder)
 
 

@@ -14,6 +14,7 @@ import pytest
 from conftest import Checkout
 from dinoquant.generate import generate
 from dinoquant.machine import cuda_devices
+from faults.kill import LOCKED, command, digests, disturb, finish, partials
 from httpserver import serve, unused_url
 
 PLACE = Path("resources/datasets/data.zip")
@@ -127,7 +128,7 @@ def test_killed_job(fresh: Checkout) -> None:
         _job_of(process.pid, "export_fp32.py").kill()
         output, _ = process.communicate(timeout=60)
     assert process.returncode != 0
-    assert "export_fp32" in output
+    assert "Error in rule export_fp32" in output
     assert not list((fresh.folder / "results/models").rglob("*.*"))
     done = fresh.snakemake(target)
     assert done.returncode == 0, done.stdout
@@ -162,8 +163,77 @@ def small_disk(fresh: Checkout) -> Iterator[Path]:
 def test_full_disk(fresh: Checkout, small_disk: Path) -> None:
     done = fresh.snakemake("results/models/fp32/model.pt")
     assert done.returncode != 0
-    assert "The disk is full" in done.stdout
+    assert "The disk is full. Free some space and run the same command again: finished results are kept." in done.stdout
     assert files(small_disk) == []
     subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
     done = fresh.snakemake("results/models/fp32/model.pt")
+    assert done.returncode == 0, done.stdout
+
+
+def test_read_only_results(fresh: Checkout, small_disk: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,ro,size=64m", str(small_disk)], check=True)
+    done = fresh.snakemake("results/models/fp32/model.pt")
+    assert done.returncode != 0
+    assert "Read-only file system" in done.stdout
+    subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
+    done = fresh.snakemake("results/models/fp32/model.pt")
+    assert done.returncode == 0, done.stdout
+
+
+def test_a_second_run_waits_its_turn_and_a_killed_one_can_be_resumed(fresh: Checkout) -> None:
+    target = "results/models/fp32/model.pt"
+    with subprocess.Popen(
+        command(target), cwd=fresh.folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as run:
+        job = _job_of(run.pid, "export_fp32.py")
+        job.suspend()  # or it might end first
+        second = fresh.snakemake(target)
+        run.kill()
+    job.kill()
+    assert second.returncode != 0
+    assert LOCKED in second.stdout
+    assert "It can be removed with the --unlock argument." in second.stdout
+    # What a job could have left at worst: half a file beside its place, and one in its place.
+    model = fresh.folder / target
+    model.parent.mkdir(parents=True, exist_ok=True)
+    model.write_bytes(b"half")
+    model.with_name(f".model.{job.pid}.partial.pt").write_bytes(b"half")
+    assert fresh.snakemake("--unlock").returncode == 0
+    without_profile = fresh.snakemake("--workflow-profile", "none", target)
+    assert without_profile.returncode != 0
+    assert "--rerun-incomplete" in without_profile.stdout
+    finish(fresh.folder, target)
+    assert model.stat().st_size > 1000
+    assert partials(fresh.folder) == []
+
+
+def test_results_survive_kills(fresh: Checkout, finished: Checkout) -> None:
+    target = "results/accuracy/fp32.json"
+    folder = fresh.folder.resolve()
+    expected = digests(finished.folder)
+    log = disturb(folder, expected, 2, 0, target)
+    assert log.kills.total() == 2
+    assert log.wrong == []
+    finish(folder, target)
+    found = digests(folder)
+    assert target in found
+    assert found == {name: expected[name] for name in found}
+    assert partials(folder) == []
+
+
+def test_a_clock_that_was_wrong(run: Checkout) -> None:
+    images, manifest, target = (
+        f"results/{part}" for part in ("data/images.npy", "data/manifest.csv", "features/fp32.npz")
+    )
+    for name, days in ((images, 1), (manifest, -3000)):
+        moment = time.time() + days * 86400
+        os.utime(run.folder / name, (moment, moment))
+    assert not run.stale()
+    (run.folder / target).unlink()
+    done = run.snakemake(target)
+    assert done.returncode != 0
+    assert f"than input {images}" in done.stdout
+    assert "This could indicate a clock skew problem" in done.stdout
+    os.utime(run.folder / images)
+    done = run.snakemake(target)
     assert done.returncode == 0, done.stdout
