@@ -62,11 +62,11 @@ def finish(folder: Path, *targets: str) -> None:
 def digests(folder: Path) -> dict[str, str]:
     """Return the SHA-256 of every file whose content is determined, under its final name."""
     found = {}
-    for file in sorted(file for pattern in DETERMINED for file in folder.glob(pattern)):
-        if not PARTIAL.search(file.name):
+    for name in names(folder):
+        if not PARTIAL.search(name) and any(Path(name).match(pattern) for pattern in DETERMINED):
             # A scheduler that is still at work may remove it at any moment.
             with suppress(FileNotFoundError):
-                found[str(file.relative_to(folder))] = hashlib.sha256(file.read_bytes()).hexdigest()
+                found[name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
     return found
 
 
@@ -77,8 +77,11 @@ def partials(folder: Path) -> list[str]:
 
 def names(folder: Path) -> list[str]:
     """Return all that the run has left for people and for later jobs."""
-    parts = (folder / part for part in ("resources", "results"))
-    return sorted(str(file.relative_to(folder)) for part in parts for file in part.rglob("*") if not file.is_dir())
+    # Unlike Path.rglob, os.walk does not mind folders that vanish.
+    walks = (os.walk(folder / part) for part in ("resources", "results"))
+    return sorted(
+        str((Path(parent) / file).relative_to(folder)) for walk in walks for parent, _, files in walk for file in files
+    )
 
 
 def processes(folder: Path) -> list[psutil.Process]:
