@@ -1,6 +1,7 @@
 """Make another runtime's model in that runtime's environment, and check it against the model it is made of."""
 
 import logging
+import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from dinoquant.runtimes.worker import Array
 
 log = logging.getLogger("dinoquant")
 
+PARTIAL = ".partial-"
 BATCHES = (1, 16)
 # Relative to the largest feature. What int8 does to features is for the accuracy to say, not for this.
 TOLERANCES = {"fp32": TOLERANCE_FLOAT32, "bf16": TOLERANCE_REDUCED}
@@ -52,7 +54,9 @@ def convert(
         **{key: info[key] for key in ("architecture", "image_size", "mean", "std")},
         "engine": None,
     }
-    with tempfile.TemporaryDirectory(prefix=".partial-", dir=target.parent) as folder:
+    for left_by_a_killed_one in target.parent.glob(f"{PARTIAL}*"):
+        shutil.rmtree(left_by_a_killed_one)
+    with tempfile.TemporaryDirectory(prefix=PARTIAL, dir=target.parent) as folder:
         made = Path(folder) / target.name
         with Remote(options["runtime"], threads) as process:
             card["versions"] = process.about()
