@@ -9,7 +9,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation, Text
+from matplotlib.ticker import FixedLocator
 from matplotlib.transforms import Bbox
+from numpy.typing import NDArray
 
 from dinoquant.figures.style import (
     MUTED,
@@ -29,6 +31,9 @@ from dinoquant.recommend import front
 Point = tuple[float, float]
 FRONT = "pareto-front"
 SPEED, ACCURACY = "speedup", "cosine_mean"
+# The axis has the logarithm of the distance to 1, for 0.99 and 0.999 differ as much as 0.9 and 0.99 do.
+EXACT = 0.99999  # what is nearer is drawn here
+COSINES = [0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995, 0.9999, EXACT]
 # Places for a label around its point: first near, right and left before above and below; then farther away.
 DISTANCES = [13, 26, 42, 60, 80, 105, 135, 170, 210]  # points
 ANGLES = [0, 180, 90, 270, 35, 145, 325, 215]  # degrees
@@ -58,7 +63,12 @@ def draw(table: pd.DataFrame, style: Style) -> Figure:
 
 
 def _points(rows: Rows) -> dict[str, Point]:
-    return {variant: (row[SPEED], row[ACCURACY]) for variant, row in rows.items()}
+    return {variant: (row[SPEED], min(row[ACCURACY], EXACT)) for variant, row in rows.items()}
+
+
+def _nines(cosine: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return 1 for 0.9, 2 for 0.99 and so on."""
+    return -np.log10(np.maximum(1 - cosine, (1 - EXACT) / 10))
 
 
 def _front(points: dict[str, Point]) -> list[str]:
@@ -76,7 +86,7 @@ def _panel(ax: Axes, rows: Rows, style: Style) -> None:
             x,
             y,
             xerr=deviations(x, row["speedup_ci_low"], row["speedup_ci_high"]),
-            yerr=deviations(y, row["cosine_mean_ci_low"], row["cosine_mean_ci_high"]),
+            yerr=deviations(y, *(min(row[f"{ACCURACY}_ci_{end}"], EXACT) for end in ("low", "high"))),
             marker=style.markers[variant],
             markersize=9,
             color=colour,
@@ -86,6 +96,9 @@ def _panel(ax: Axes, rows: Rows, style: Style) -> None:
             zorder=2 if on_front else 3,  # a hollow marker must not hide behind a full one
         )
     ax.set_xlim(0, 1.22 * max(x for x, _ in points.values()))
+    ax.set_yscale("function", functions=(_nines, lambda nines: 1 - 10.0**-nines))
+    ax.yaxis.set_major_locator(FixedLocator(COSINES))
+    ax.yaxis.set_major_formatter(lambda cosine, _: f"{cosine:g}" if cosine < EXACT else f"≥ {EXACT}")
     ax.margins(y=0.18)
     ax.set_xlabel("times as fast as fp32, timed in alternation")
     ax.set_ylabel("mean cosine to fp32")
