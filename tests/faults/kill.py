@@ -4,7 +4,6 @@ PYTHONPATH=workflow/scripts:tests .venv/bin/python tests/faults/kill.py
 """
 
 import argparse
-import hashlib
 import os
 import random
 import re
@@ -20,6 +19,7 @@ from pathlib import Path
 
 import psutil
 
+from dinoquant.provenance import sha256
 from samples import copy_workflow
 
 # What the images, the weights and the seed decide: everything but timings, and the pages and figures that show them.
@@ -66,7 +66,7 @@ def digests(folder: Path) -> dict[str, str]:
         if not PARTIAL.search(name) and any(Path(name).match(pattern) for pattern in DETERMINED):
             # A scheduler that is still at work may remove it at any moment.
             with suppress(FileNotFoundError):
-                found[name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+                found[name] = sha256(folder / name)
     return found
 
 
@@ -120,9 +120,8 @@ class Log:
 def disturb(folder: Path, reference: dict[str, str], kills: int, seed: int, *targets: str) -> Log:
     """Run the workflow in ``folder`` until so many kills have hit, again after each end; return what happened.
 
-    A run that gets to its end before is wiped out and begun anew. The last one is left unfinished.
-
-    :param reference: `digests` of an undisturbed run; what carries one of these names has to have that content always.
+    A run that gets to its end before is wiped out and begun anew. The last one is left unfinished. ``reference`` has
+    the `digests` of an undisturbed run: what carries one of these names has to have that content always.
     """
     draw = random.Random(seed)
     log = Log()

@@ -121,6 +121,19 @@ def test_pareto_labels_keep_apart(samples: Samples) -> None:
         assert all(ax.get_window_extent().contains(*box.min) for box in boxes)
 
 
+def test_pareto_gives_every_nine_of_a_cosine_as_much_room_and_says_where_it_ends(samples: Samples) -> None:
+    figure = pareto.draw(_table(samples), use_style(samples.figure_config))
+    ax = figure.axes[0]
+    heights = ax.transData.transform([(1, cosine) for cosine in (0.9, 0.99, 0.999, 0.9999)])[:, 1]
+    np.testing.assert_allclose(np.diff(heights, 2), 0, atol=0.01)
+    figure.draw_without_rendering()
+    labels = dict(zip(ax.get_yticks(), (label.get_text() for label in ax.get_yticklabels()), strict=True))
+    exact = [line for line in ax.lines if line.get_ydata()[0] == pareto.EXACT]  # fp32's cosine is 1
+    assert exact
+    assert labels[pareto.EXACT] == "≥ 0.99999"
+    assert labels[0.99] == "0.99"
+
+
 @pytest.mark.parametrize("module", [pareto, throughput])
 def test_forty_variants_stay_readable(module: Any, samples: Samples) -> None:
     """Each named inside the picture, and no name over another."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 # Above these a timing is called noisy; `tests/bench/repeatability.py` shows quiet and disturbed runs on either side.
-# Processors that other processes use, on average. Snakemake itself, waiting for the job, takes 0.08 to 0.12 of one.
+# Processors that other processes use, on average. Snakemake itself takes some while it waits: see profiles/default.
 MOST_FOREIGN = 0.2
 MOST_STEAL = 0.05  # processors that the hypervisor gives to other guests, on average
 MOST_FREQUENCY_DROP = 0.2  # of the highest frequency seen

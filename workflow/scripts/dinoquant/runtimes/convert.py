@@ -54,8 +54,8 @@ def convert(
         **{key: info[key] for key in ("architecture", "image_size", "mean", "std")},
         "engine": None,
     }
-    for left_by_a_killed_one in target.parent.glob(f"{PARTIAL}*"):
-        shutil.rmtree(left_by_a_killed_one)
+    for leftover in target.parent.glob(f"{PARTIAL}*"):  # of a conversion that was killed
+        shutil.rmtree(leftover)
     with tempfile.TemporaryDirectory(prefix=PARTIAL, dir=target.parent) as folder:
         made = Path(folder) / target.name
         with Remote(options["runtime"], threads) as process:
