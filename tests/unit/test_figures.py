@@ -216,10 +216,25 @@ def test_audit_shares_a_tile_between_precisions(samples: Samples) -> None:
     audits = _audits(samples)
     linear = audits["int8-static"]["module"].str.endswith("fc2")
     audits["int8-static"].loc[linear, "became"] = "bfloat16"
+    figure = audit.draw(audits, use_style(samples.figure_config))
+    (ax,) = figure.axes
+    tile = (0, list(VARIANTS).index("int8-static"))
+    (text,) = [text for text in ax.texts if text.get_position() == tile]
+    assert [line.partition(",")[0] for line in text.get_text().split("\n")] == ["36 int8 static", "12 bfloat16"]
+    widths = [bar.get_width() for bar in ax.patches if bar.get_y() < tile[1] < bar.get_y() + 1 and bar.get_x() < 0.5]
+    assert widths == pytest.approx([0.98 * 36 / 48, 0.98 * 12 / 48])
+    figure.draw_without_rendering()
+    assert text.get_window_extent().width < abs(np.diff(ax.transData.transform([(0, 0), (0.98, 0)])[:, 0])[0])
+
+
+def test_audit_counts_what_differs_in_details_only_as_one(samples: Samples) -> None:
+    audits = _audits(samples)
+    static = audits["int8-static"]
+    linear = static["kind"] == "Linear"
+    static.loc[linear, "became"] = [f"int8 static, {n} copies of channels" for n in range(linear.sum())]
     (ax,) = audit.draw(audits, use_style(samples.figure_config)).axes
-    row = list(VARIANTS).index("int8-static")
-    shares = [t.get_text().split("\n")[0] for t in ax.texts if t.get_position()[1] == row and t.get_position()[0] < 0.5]
-    assert shares == ["36 int8 static", "12 bfloat16"]
+    tile = (0, list(VARIANTS).index("int8-static"))
+    assert [text.get_text().split("\n")[0] for text in ax.texts if text.get_position() == tile] == ["48 int8 static"]
 
 
 def test_missing_intervals_and_percentiles_are_left_out(samples: Samples) -> None:

@@ -49,17 +49,21 @@ def _precision(became: str) -> str:
     return became.split()[0].rstrip(",")
 
 
+def _gist(became: str) -> str:
+    """Return the first two words of what a module became."""
+    return " ".join(became.replace(",", "").split()[:2])
+
+
 def _tile(ax: Axes, x: int, y: int, modules: pd.DataFrame, colours: Mapping[str, Any]) -> None:
-    left = x - 0.49
-    for became, group in modules.groupby("became", sort=False):
+    left, texts = x - 0.49, []
+    for gist, group in modules.groupby(modules["became"].map(_gist), sort=False):
         width = 0.98 * len(group) / len(modules)
-        ax.barh(
-            y, width, left=left, color=colours[_precision(str(became))], height=0.88, edgecolor="white", linewidth=2
-        )
-        gist = " ".join(str(became).replace(",", "").split()[:2])
-        text = f"{len(group)} {gist}\n{group['bytes_after'].sum() / 1e6:.2f} MB"
-        ax.text(left + width / 2, y, text, ha="center", va="center", size="x-small", color="#222222")
+        colour = colours[_precision(str(gist))]
+        ax.barh(y, width, left=left, color=colour, height=0.88, edgecolor="white", linewidth=2)
+        texts.append((f"{len(group)} {gist}", f"{group['bytes_after'].sum() / 1e6:.2f} MB"))
         left += width
+    text = "\n".join(texts[0] if len(texts) == 1 else map(", ".join, texts))
+    ax.text(x, y, text, ha="center", va="center", size="x-small", color="#222222")
 
 
 def _label(ax: Axes, kinds: list[str], variants: list[str]) -> None:
