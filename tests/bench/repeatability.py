@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from dinoquant.latency import summarise
 from dinoquant.summary import fastest_probes, verdict
 
 ROOT = Path(__file__).parents[2]
@@ -27,14 +28,14 @@ BAR_COVERED = 0.95
 CONTROL = "fp32/"
 
 
-def snakemake(folder: Path, config: Path, *arguments: str) -> str:
+def snakemake(folder: Path, config: list[str], *arguments: str) -> str:
     """Run the workflow in a folder and return its standard output."""
-    command = [sys.executable, "-m", "snakemake", "--cores", "all", "--directory", folder, "--configfile", config]
+    command = [sys.executable, "-m", "snakemake", "--cores", "all", "--directory", folder, *config]
     done = subprocess.run([*command, *arguments], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
     return done.stdout
 
 
-def cells(folder: Path, config: Path) -> list[str]:
+def cells(folder: Path, config: list[str]) -> list[str]:
     """Return what is timed on the CPU, as `variant/batchN`."""
     return re.findall(r"^results/latency/cpu/(\S+)\.json", snakemake(folder, config, "--summary"), re.MULTILINE)
 
@@ -53,7 +54,7 @@ def busy_core(wanted: bool) -> Iterator[None]:
         process.wait()
 
 
-def run(folder: Path, config: Path, wanted: list[str], kept: Path) -> None:
+def run(folder: Path, config: list[str], wanted: list[str], kept: Path) -> None:
     """Time all wanted cells once and keep the results."""
     targets = [f"results/latency/cpu/{cell}.json" for cell in wanted]
     snakemake(folder, config, "--quiet", "all", "--forcerun", "measure_latency", "--", *targets)
@@ -63,10 +64,11 @@ def run(folder: Path, config: Path, wanted: list[str], kept: Path) -> None:
 
 
 def read(kept: Path) -> pd.DataFrame:
-    """Return a row per run and cell, with the status that a summary of them all would give it."""
+    """Return a row per run and cell: statistics anew from the samples, the status that a summary of all would give."""
     rows = []
     for path in sorted(kept.glob("*/*/*.json")):
         timing = json.loads(path.read_text())
+        timing |= summarise(timing["samples_ms"], timing["process"], timing["batch_size"], timing["protocol"]["seed"])
         rows.append({"run": path.parts[-3], "cell": f"{path.parts[-2]}/{path.stem}", **timing})
     fastest = fastest_probes(rows)
     return pd.DataFrame([{**row, **verdict(row, fastest)} for row in rows])
@@ -102,18 +104,20 @@ def main() -> None:
     parser.add_argument("--cells", nargs="*", help="only these, such as bf16/batch1")
     parser.add_argument("--burn", action="store_true", help="beside a process that keeps one core busy")
     parser.add_argument("--config", type=Path, default=ROOT / "config/demo.yaml")
+    parser.add_argument("--latency", default="{}", help="keys of its latency that differ, as YAML: '{processes: 8}'")
     parser.add_argument("--folder", type=Path, help="where models and runs are kept; a temporary folder by default")
     options = parser.parse_args()
+    config = ["--configfile", str(options.config), "--config", f"latency={options.latency}"]
     with tempfile.TemporaryDirectory() as temporary:
         folder = (options.folder or Path(temporary)).resolve()
         kept = folder / ("disturbed" if options.burn else "quiet")
-        wanted = options.cells or cells(folder, options.config)
+        wanted = options.cells or cells(folder, config)
         if options.runs:
             models = {f"results/models/{cell.split('/')[0]}/model.pt" for cell in wanted}
-            snakemake(folder, options.config, "--quiet", "all", "--", *sorted(models))
+            snakemake(folder, config, "--quiet", "all", "--", *sorted(models))
         for _ in range(options.runs):
             with busy_core(options.burn):
-                run(folder, options.config, wanted, kept / f"{len(list(kept.glob('*'))):03}")
+                run(folder, config, wanted, kept / f"{len(list(kept.glob('*'))):03}")
         rows = read(kept)
         print(f"all rows\n{per_cell(rows).to_string(float_format='%.4g')}\n")
         if options.burn:

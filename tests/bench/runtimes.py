@@ -25,7 +25,7 @@ from dinoquant.archive import open_archive, select
 from dinoquant.config import complete
 from dinoquant.export import export
 from dinoquant.features import extract
-from dinoquant.latency import calls_per_block, median_interval, warm_up
+from dinoquant.latency import calls_per_block, interval, median, warm_up
 from dinoquant.pack import pack
 from dinoquant.preprocess import calibration_images
 from dinoquant.runtimes import RUNTIMES, TORCHSCRIPT, files, missing, onnx_file, recipe_of
@@ -131,7 +131,7 @@ def speed(folder: Path, options: argparse.Namespace) -> None:
             if present := [name for name in names if name in times]:
                 ratios = times.div(times[times[present].median().idxmin()], axis=0)
                 table[f"over_{reference}"] = ratios.median()
-                ends = [median_interval(ratios[[name]].to_numpy(), 0) for name in times]  # None for too few rounds
+                ends = [interval(ratios[[name]].to_numpy(), median, 0) for name in times]  # None for too few rounds
                 table[[f"over_{reference}_low", f"over_{reference}_high"]] = np.array(ends, dtype=float)
         table = table.reindex(models)
         table["size"] = [entry.size / models["fp32"].size for entry in models.values()]

@@ -146,7 +146,6 @@ def test_provenance_is_shown(tmp_path: Path) -> None:
         "temperature: 0.07",
         "n01443537_7.JPEG",
         "timm's own normalization for this architecture differs",
-        "bf16 on cpu, batch size 16",  # whose warm-up had not settled
         "results/latency/cpu/fp32/batch1.json",
         "patch_embed.proj",
     ):

@@ -14,6 +14,8 @@ from dinoquant.watch import (
     compare,
     disturbances,
     family,
+    full_speed,
+    merge,
     parse_process,
     parse_usage,
     slower,
@@ -25,9 +27,6 @@ cpu1 1000 0 0 0 0 0 0 200 1000 0
 cpu10 7 0 0 0 0 0 0 0 0 0
 intr 1 2 3
 """
-
-
-NO_PROBE: dict[str, list[float]] = {"probe_ms": []}
 
 
 def test_usage_is_that_of_the_processors_asked_for() -> None:
@@ -60,7 +59,7 @@ def test_a_quiet_machine_is_not_disturbed() -> None:
     assert seen["steal"] == pytest.approx(0.01)
     assert seen["foreign_processes"] == []
     assert seen["frequency_mhz"] == [2900.0, 3000.0]
-    assert disturbances(seen | NO_PROBE, 2) == []
+    assert disturbances(seen, 2) == []
 
 
 def test_other_processes_are_named_with_what_they_used() -> None:
@@ -69,19 +68,17 @@ def test_other_processes_are_named_with_what_they_used() -> None:
     seen = compare(before, after, 10, [])
     assert seen["foreign"] == pytest.approx(0.9)
     assert [(p["name"], p["pid"]) for p in seen["foreign_processes"]] == [("backup", 20), ("shell", 21)]
-    assert disturbances(seen | NO_PROBE, 2) == [
-        "other processes used 0.90 of 2 processors (backup 20: 0.80, shell 21: 0.10)"
-    ]
+    assert disturbances(seen, 2) == ["other processes used 0.90 of 2 processors (backup 20: 0.80, shell 21: 0.10)"]
 
 
 def test_processes_outside_the_container_count_without_a_name() -> None:
     seen = compare(state(0.0, 0.0, 0.0, {10: 0.0}), state(10.0, 15.0, 0.0, {10: 10.0}), 10, [])
-    assert disturbances(seen | NO_PROBE, 2) == ["other processes used 0.50 of 2 processors (none that is visible here)"]
+    assert disturbances(seen, 2) == ["other processes used 0.50 of 2 processors (none that is visible here)"]
 
 
 def test_what_else_disturbs() -> None:
     before, after = state(0.0, 0.0, 0.0, {10: 0.0}, throttles=7), state(10.0, 10.0, 2.0, {10: 10.0}, throttles=9)
-    assert disturbances(compare(before, after, 10, [3000.0, 2000.0]) | NO_PROBE, 4) == [
+    assert disturbances(compare(before, after, 10, [3000.0, 2000.0]), 4) == [
         "the hypervisor took 0.20 of 4 processors",
         "the clock frequency varied from 2000 to 3000 MHz",
         "the processors were throttled 2 times",
@@ -110,23 +107,56 @@ def test_frequency_and_throttling_come_from_sys(tmp_path: Path, monkeypatch: pyt
     assert report["frequency_mhz"] == [2000.0, 3000.0]  # of the faster processor
     assert report["throttles"] == 2
     assert report["load_average"] == [None, None]
-    assert len(report["disturbances"]) == 2
+    assert len(disturbances(report, 2)) == 2
 
 
 @pytest.mark.parametrize(
-    ("probes", "flagged"),
+    ("probes", "expected"),
     [
-        ([0.14] * 10 + [0.16] * 6, False),
-        ([0.14] * 15 + [0.9], False),  # one look may be unlucky
-        ([0.14] * 8 + [0.27] * 8, True),
-        ([0.14] * 13 + [0.27] * 3, True),
-        ([0.27] * 13 + [0.14] * 3, True),
-        ([0.27] * 16, False),  # nothing to compare it with: see `slower`
-        ([], False),
+        ([[0.14, 0.16, 0.15]], [[True, True]]),
+        ([[0.14, 0.9, 0.14, 0.15]], [[False, False, True]]),
+        ([[0.14] * 3, [0.27] * 3], [[True, True], [False, False]]),
+        ([[0.27] * 3, [0.14, 0.27, 0.14]], [[False, False], [False, False]]),
+        ([[0.27] * 3], [[True, True]]),  # nothing to compare it with: see `slower`
     ],
 )
-def test_a_change_of_speed_is_seen_by_the_probe(probes: list[float], flagged: bool) -> None:
-    assert bool(disturbances({"probe_ms": probes}, 2)) == flagged
+def test_the_probe_tells_the_rounds_at_full_speed(probes: list[list[float]], expected: list[list[bool]]) -> None:
+    assert full_speed(probes) == expected
+
+
+def test_watches_are_added_up_by_their_length() -> None:
+    backup = {"name": "backup", "pid": 20, "processors": 0.8}
+    quiet = {
+        "seconds": 3.0,
+        "foreign": 0.0,
+        "foreign_processes": [],
+        "steal": 0.0,
+        "load_average": [0.1, 0.2],
+        "frequency_mhz": [2900.0, 3000.0],
+        "throttles": 1,
+        "probe_ms": [0.1, 0.2],
+    }
+    busy = quiet | {
+        "seconds": 1.0,
+        "foreign": 0.8,
+        "foreign_processes": [backup],
+        "steal": 0.4,
+        "load_average": [0.9, 1.5],
+        "frequency_mhz": [2000.0, 2500.0],
+        "throttles": 2,
+    }
+    assert merge([quiet, busy]) == {
+        "seconds": 4.0,
+        "foreign": pytest.approx(0.2),
+        "foreign_processes": [backup | {"processors": pytest.approx(0.2)}],
+        "steal": pytest.approx(0.1),
+        "load_average": [0.1, 1.5],
+        "frequency_mhz": [2000.0, 3000.0],
+        "throttles": 3,
+        "probe_ms": [[0.1, 0.2], [0.1, 0.2]],
+    }
+    assert merge([quiet | {"frequency_mhz": None, "throttles": None}])["frequency_mhz"] is None
+    assert merge([quiet, quiet | {"throttles": None}])["throttles"] is None
 
 
 def test_the_probe_runs_at_every_look(tmp_path: Path) -> None:
@@ -136,7 +166,6 @@ def test_the_probe_runs_at_every_look(tmp_path: Path) -> None:
     seen.look()
     report = seen.report()
     assert report["probe_ms"] == [1.0, 2.0]
-    assert report["disturbances"] == ["the machine's speed varied: the same piece of work took 1.00 to 2.00 ms"]
 
 
 def test_slower_than_other_rows() -> None:
@@ -149,7 +178,9 @@ def test_without_proc_nothing_is_claimed(tmp_path: Path) -> None:
     seen.look()
     report = seen.report()
     assert report["unseen"] == "this system has no /proc/stat"
-    assert report["disturbances"] == []
+    together = merge([report, report])
+    assert together["unseen"] == "this system has no /proc/stat"
+    assert disturbances(together, 2) == []
 
 
 def test_the_real_machine_can_be_read() -> None:

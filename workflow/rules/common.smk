@@ -192,8 +192,9 @@ def whole_machine(wildcards):
 
 def timing(threads, batch_size):
     """Return what a timing depends on."""
-    protocol = {key: config["latency"][key] for key in ("rounds", "block_seconds", "warmup_seconds")}
-    return tidy(protocol | {"seed": config["seed"], "threads": threads, "batch_size": batch_size})
+    keys = ("rounds", "processes", "block_seconds", "warmup_seconds")
+    protocol = {key: config["latency"][key] for key in keys} | {"seed": config["seed"]}
+    return tidy({"protocol": protocol, "threads": threads, "batch_size": batch_size})
 
 
 def look(wildcards):

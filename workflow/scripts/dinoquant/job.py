@@ -29,7 +29,7 @@ def job(snakemake: Any) -> Iterator[None]:
     # A job is a short process that imports a great many objects and keeps them. Looking through them for garbage, again
     # and again and once more at exit, takes about a fifth of PyTorch's import and half of its exit.
     gc.set_threshold(100_000)
-    _end_with_parent(signal.SIGTERM)
+    end_with_parent()
     try:
         for path in snakemake.output:
             remove_partials(path)
@@ -45,7 +45,7 @@ def job(snakemake: Any) -> Iterator[None]:
         log.exception("unexpected error: please report it with this log")
         sys.exit(1)
     finally:
-        _end_with_parent(0)
+        end_with_parent(0)
         if "triton" not in sys.modules:  # which timm brings along, and which reports all that is left as leaked
             gc.freeze()
 
@@ -60,10 +60,15 @@ def span(name: str) -> Iterator[None]:
     try:
         yield
     finally:
-        log.debug("span %s %.6f %.6f", name, start, time.time())
+        record_span(name, start, time.time())
 
 
-def _end_with_parent(by: int) -> None:
+def record_span(name: str, start: float, end: float) -> None:
+    """Record in the log when work that another process did began and ended."""
+    log.debug("span %s %.6f %.6f", name, start, end)
+
+
+def end_with_parent(by: int = signal.SIGTERM) -> None:
     """Have the kernel send this process the signal ``by`` once its parent has died, or nothing any more if it is 0.
 
     Snakemake that is killed cannot tell its jobs. They would go on beside those of the next run, and put what they were

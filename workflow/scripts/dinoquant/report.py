@@ -124,9 +124,6 @@ def render_report(
         "no_energy": sorted({(row["device"], row["energy_reason"]) for row in rows if row["energy_reason"]}),
         "audits": sorted(map(_audit, map(Path, audits)), key=lambda audit: variants.index(audit["variant"])),
         "classes": [_classes(found) for found in map(read_json, accuracy) if found["variant"] != BASELINE],
-        "unsteady": [
-            _row_name(timing) for timing in timings if not all(arm["steady"] for arm in timing["warmup"].values())
-        ],
         "machines": machines(timings),
         "timed": _period(timings),
         "receipts": {
@@ -166,6 +163,19 @@ def _markdown(value: Any) -> str:
     return re.sub(r"([\\`*_\[\]<>|#~$&@])", r"\\\1", re.sub(r"\s+", " ", str(value)))
 
 
+def _processes(count: int) -> str:
+    """Return what the intervals of timings by so many processes know, in words."""
+    if count == 1:
+        return (
+            "All rounds are made by one process: the 95 % interval comes from resampling them, and does not know that "
+            "another process of the same model may be some percent faster or slower."
+        )
+    return (
+        f"The rounds are shared by {count} fresh processes, which differ by where their memory lies; the 95 % interval "
+        "comes from resampling processes, and whole rounds within them."
+    )
+
+
 def methods(rows: Sequence[Row], data: Mapping[str, Any], config: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return how the numbers of this run were made, in plain words: titles and paragraphs."""
     timing, accuracy = config["latency"], config["accuracy"]
@@ -176,16 +186,16 @@ def methods(rows: Sequence[Row], data: Mapping[str, Any], config: Mapping[str, A
             f"A call is timed by itself, one at a time, on images that are ready. A variant and fp32 take turns on the "
             f"same input, in {timing['rounds']} rounds of two blocks of about {timing['block_seconds']:g} s in random "
             f"order, after a warm-up of at most {timing['warmup_seconds']:g} s. What disturbs the machine disturbs "
-            "both and cancels in the ratio: cite the speed-up rather than the milliseconds. It is the median over "
-            "rounds; its 95 % interval comes from resampling whole rounds, since calls within a block are not "
-            "independent. Nothing else of the run works meanwhile.",
+            "both and cancels in the ratio: cite the speed-up rather than the milliseconds. It is the interquartile "
+            f"mean over rounds. {_processes(timing['processes'])} Nothing else of the run works meanwhile.",
         ),
         (
             "Noise",
             "fp32 against itself is timed in the same way. How far from 1 its speed-up reaches, interval included, is "
-            "the noise floor: smaller differences mean nothing. A row is noisy if other work, stolen time or a falling "
-            "clock was seen while it was timed, unstable if its calls became faster or slower throughout. Such rows "
-            "keep their numbers and say what was seen.",
+            "the noise floor: smaller differences mean nothing. Rounds before or after which a fixed piece of work "
+            "took longer than it does on this machine at its best are set aside. A row is noisy if these were most of "
+            "them, or if other work, stolen time or a falling clock was seen while it was timed; unstable if its calls "
+            "became faster or slower throughout. Such rows keep their numbers and say what was seen.",
         ),
         (
             "Fixed and recorded",

@@ -4,7 +4,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from itertools import product
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import pandas as pd
@@ -149,8 +148,7 @@ def _found(rows: Mapping[Any, dict[str, Any]], key: tuple[Any, ...], what: str) 
 
 def _probe(timing: Mapping[str, Any]) -> tuple[tuple[Any, ...], float | None]:
     """Return with which other timings one can be compared, and the median ms of its probe, if it had one."""
-    probes = timing.get("watch", {}).get("probe_ms")
-    return (timing["device"], timing["machine"]["node"], timing["threads"]), median(probes) if probes else None
+    return (timing["device"], timing["machine"]["node"], timing["threads"]), timing.get("probe_ms")
 
 
 def fastest_probes(timings: Iterable[Mapping[str, Any]]) -> dict[tuple[Any, ...], float]:

@@ -8,8 +8,10 @@ only. Needs no PyTorch.
 import os
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,10 +21,10 @@ MOST_FOREIGN = 0.2
 MOST_STEAL = 0.05  # processors that the hypervisor gives to other guests, on average
 MOST_FREQUENCY_DROP = 0.2  # of the highest frequency seen
 # A probe is slow if it takes this many times as long as when the machine is at its best. On a virtual machine with two
-# processors, work that both share took 1.9 times as long for minutes on end, which nothing in the guest shows (perhaps
-# their threads had lost the cache that they shared), and which slows int8 more than fp32; otherwise 1.15 at most.
+# processors, work that both share took 1.9 times as long for minutes on end, which nothing in the guest shows (all of
+# its processes were slow at the same time, pinned to processors or not, and work on one processor was as fast as ever),
+# and which slows int8 more than fp32; otherwise 1.15 at most.
 SLOW = 1.3
-MOST_SLOW_LOOKS = 0.1
 PROBES_PER_LOOK = 9
 NAMED_PROCESSES = 3
 NAMED_FROM = 0.02  # processors
@@ -115,7 +117,7 @@ def compare(before: State, after: State, own: int, frequencies: Sequence[float])
 
 
 def disturbances(seen: Mapping[str, Any], processors: int) -> list[str]:
-    """Return what was too much in what `Watch.report` has seen, in words with numbers."""
+    """Return what was too much in what a watch has seen, in words with numbers."""
     found = []
     if seen.get("foreign", 0.0) > MOST_FOREIGN:
         names = ", ".join(f"{p['name']} {p['pid']}: {p['processors']:.2f}" for p in seen["foreign_processes"])
@@ -131,11 +133,41 @@ def disturbances(seen: Mapping[str, Any], processors: int) -> list[str]:
             found.append(f"the clock frequency varied from {low:.0f} to {high:.0f} MHz")
     if seen.get("throttles"):
         found.append(f"the processors were throttled {seen['throttles']} times")
-    if probes := seen["probe_ms"]:
-        best, worst = quantile(probes, 0.1), quantile(probes, 0.9)
-        if sum(probe > SLOW * best for probe in probes) > MOST_SLOW_LOOKS * len(probes):
-            found.append(f"the machine's speed varied: the same piece of work took {best:.2f} to {worst:.2f} ms")
     return found
+
+
+def merge(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what several watches, one after the other, have seen together; ``probe_ms`` stays a list for each."""
+    seconds = sum(part["seconds"] for part in parts)
+    merged = {"seconds": seconds, "probe_ms": [part["probe_ms"] for part in parts]}
+    if unseen := next((part["unseen"] for part in parts if "unseen" in part), None):
+        return merged | {"unseen": unseen}
+    used: Counter[tuple[str, int]] = Counter()
+    for part in parts:
+        for process in part["foreign_processes"]:
+            used[process["name"], process["pid"]] += process["processors"] * part["seconds"] / seconds
+    frequencies = [frequency for part in parts for frequency in part["frequency_mhz"] or ()]
+    throttles = [part["throttles"] for part in parts]
+    return merged | {
+        "foreign": sum(part["foreign"] * part["seconds"] for part in parts) / seconds,
+        "foreign_processes": [
+            {"name": name, "pid": pid, "processors": processors}
+            for (name, pid), processors in used.most_common(NAMED_PROCESSES)
+        ],
+        "steal": sum(part["steal"] * part["seconds"] for part in parts) / seconds,
+        "load_average": [parts[0]["load_average"][0], parts[-1]["load_average"][1]],
+        "frequency_mhz": [min(frequencies), max(frequencies)] if frequencies else None,
+        "throttles": None if None in throttles else sum(throttles),
+    }
+
+
+def full_speed(probe_ms: Sequence[Sequence[float]]) -> list[list[bool]]:
+    """Say which rounds the machine was at its best for: by the looks before and after, one more than there are rounds.
+
+    A list for each watch; the best is what one look in ten is faster than.
+    """
+    best = quantile([probe for probes in probe_ms for probe in probes], 0.1)
+    return [[max(around) <= SLOW * best for around in pairwise(probes)] for probes in probe_ms]
 
 
 def slower(probe: float, best: float) -> str | None:
@@ -154,7 +186,7 @@ def quantile(values: Sequence[float], level: float) -> float:
 
 
 class Watch:
-    """Look at the machine between timed calls; `report` says what happened since the watch was made.
+    """Look at the machine before and after timed calls; `report` says what happened since the watch was made.
 
     ``probe`` does a fixed, short piece of work with as many threads as what is timed, and returns its milliseconds.
     """
@@ -181,9 +213,8 @@ class Watch:
             self._probes.append(quantile([self._probe() for _ in range(PROBES_PER_LOOK)], 0.5))
 
     def report(self) -> dict[str, Any]:
-        """Return what was seen, for JSON, with ``disturbances`` in words and the probe's median ms at each look."""
-        seen = {**compare(self._before, self._state(), os.getpid(), self._frequencies), "probe_ms": self._probes}
-        return {**seen, "disturbances": disturbances(seen, len(self._processors))}
+        """Return what was seen, for JSON, with the probe's median ms at each look."""
+        return {**compare(self._before, self._state(), os.getpid(), self._frequencies), "probe_ms": self._probes}
 
     def _state(self) -> State:
         usage, load = _read(self._proc / "stat"), _read(self._proc / "loadavg")
