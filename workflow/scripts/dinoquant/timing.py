@@ -1,6 +1,6 @@
 """Time a variant beside fp32 in a process that has run nothing else, as `python -m dinoquant.timing`.
 
-A fresh Python, not a fork: a process that shares memory with its parent ran some models a third slower, now and then.
+A fresh Python, not a fork: some processes that shared memory with their parent ran int8-static much slower than others.
 """
 
 import gc
