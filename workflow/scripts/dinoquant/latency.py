@@ -148,11 +148,11 @@ def combine(parts: Sequence[Part], *, batch_size: int, protocol: Protocol) -> di
             f"the machine's speed varied: the same piece of work took {probes[len(probes) // 10]:.2f} to "
             f"{probes[-1 - len(probes) // 10]:.2f} ms, and only {count} of {total} rounds had the best speed"
         )
-        kept = [[True] * len(part) for part in kept]
+        kept = [[True] * len(rounds) for rounds in kept]
     seen = merge([part["watch"] for part in parts])
     noise = disturbances(seen, compute_threads()) + noise
     samples = _chosen(parts, kept)
-    process = [number for number, part in enumerate(kept) for _ in range(sum(part))]
+    process = [number for number, rounds in enumerate(kept) for _ in range(sum(rounds))]
     warmups = [part["warmup"] for part in parts]
     unrest = [
         f"{arm} had not settled when its warm-up ended, in {unsteady} of {len(parts)} processes"

@@ -23,7 +23,7 @@ CAPTIONS = {
     "throughput": "How many images per second, and what a larger batch changes.",
     "size": "What the model takes on disk.",
     "pareto": "What speed costs in fidelity. A variant off the line is beaten by one on it in both.",
-    "fidelity": "How far features and predictions moved from fp32's. A loss whose interval includes zero is not shown.",
+    "fidelity": "How far features and predictions moved from fp32's. A loss with zero in its interval may be chance.",
     "scaling": "What more threads bring, each variant by itself.",
     "roofline": "How much of what this machine can do each variant gets, and what its precisions would allow.",
     "audit": "What each variant did to the modules, whatever it was asked to do.",

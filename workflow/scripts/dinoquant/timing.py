@@ -62,10 +62,11 @@ def time_once(
     process: int,
     counts: dict[str, int] | None,
 ) -> Part:
-    """Return this process's part of a timing (`dinoquant.latency.measure`), with what was fixed, runtime and machine.
+    """Return this process's part of a timing (`dinoquant.latency.measure`), with what it was taken with.
 
-    And with when it was ``started`` and ``finished`` (Unix time, seconds), from the loading of the models on. ``model``
-    and ``fp32`` are files that rules of this workflow made, ``protocol`` has the fields of `Protocol`.
+    That is the engine, the runtime, what was fixed and the machine; and when it was ``started`` and ``finished`` (Unix
+    time, seconds), from the loading of the models on. ``model`` and ``fp32`` are files that rules of this workflow
+    made, ``protocol`` has the fields of `Protocol`.
     """
     from dinoquant.allocator import keep_freed_memory
 
@@ -100,7 +101,7 @@ def time_once(
         probe = preparation(1, card, device)
         part = measure(calls, protocol=how, process=process, counts=counts, passes=passes, probe=probe)
     part |= {"started": started, "finished": time.time()}
-    return part | {"runtime": runtime, "fixed": fixed, "machine": describe()}
+    return part | {"engine": card["engine"], "runtime": runtime, "fixed": fixed, "machine": describe()}
 
 
 def main() -> None:
