@@ -156,8 +156,8 @@ def write_samples(
 def write_tables(samples: Samples) -> None:
     """Write the summary and the recommendation below ``samples.root``, and a figure to show."""
     from dinoquant.files import read_rows
-    from dinoquant.recommend import recommend
-    from dinoquant.summary import summarise, write_summary
+    from dinoquant.report.recommend import recommend
+    from dinoquant.report.summary import summarise, write_summary
 
     table = summarise(
         *(samples.latency, samples.footprint, samples.accuracy, samples.audits, samples.models), samples.summary_config
@@ -170,7 +170,7 @@ def write_tables(samples: Samples) -> None:
 
 def render_page(samples: Samples) -> tuple[str, str]:
     """Return the page and its short form, from the files that `write_tables` left."""
-    from dinoquant.report import render_report
+    from dinoquant.report.page import render_report
 
     return render_report(
         summary=samples.root / "summary.csv",

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 FLOAT32, FLOAT64 = 4, 8
-KNN_BLOCK = 24 * 2**21  # bytes in work at a time, as `dinoquant.knn` says
+KNN_BLOCK = 24 * 2**21  # bytes in work at a time, as `dinoquant.judge.knn` says
 
 
 def plan(folder: Path, bank: int, queries: int, workers: list[int]) -> pd.DataFrame:

@@ -15,7 +15,7 @@ import numpy as np
 import timm
 import torch
 
-from dinoquant.features import extract, prepared
+from dinoquant.judge.features import extract, prepared
 
 ARCHITECTURE = "vit_small_patch16_224"
 INFO = {"image_size": 224, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "feature_dim": 384}

@@ -12,7 +12,7 @@ import time
 
 import numpy as np
 
-from dinoquant.knn import predict
+from dinoquant.judge.knn import predict
 
 SIZES = ((10_000, 1_000), (100_000, 10_000))
 DIMENSIONS, CLASSES = 384, 200

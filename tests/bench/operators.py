@@ -13,11 +13,12 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from dinoquant import audit, limits, operations, peaks
-from dinoquant.allocator import keep_freed_memory
-from dinoquant.export import export, load
-from dinoquant.model import info, seeded
+from dinoquant.measure import limits, peaks
+from dinoquant.network import audit, operations
+from dinoquant.network.architecture import info, seeded
+from dinoquant.network.export import export, load
 from dinoquant.recipes import smooth
+from dinoquant.runtimes.allocator import keep_freed_memory
 
 ARCHITECTURE = "vit_small_patch16_224"
 OPTIONS = {"recipe": "int8-smooth", "attention": "bf16"}

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from dinoquant.latency import summarise
-from dinoquant.summary import fastest_probes, verdict
+from dinoquant.measure.rounds import summarise
+from dinoquant.report.summary import fastest_probes, verdict
 
 ROOT = Path(__file__).parents[2]
 BAR_SPREAD = 0.03

@@ -20,18 +20,20 @@ import torch
 import yaml
 from tqdm import tqdm
 
-from dinoquant import checkpoint, fidelity, machine, model
-from dinoquant.archive import open_archive, select
+from dinoquant import machine
 from dinoquant.config import complete
-from dinoquant.export import export
-from dinoquant.features import extract
-from dinoquant.latency import calls_per_block, interval, median, warm_up
-from dinoquant.pack import pack
-from dinoquant.preprocess import calibration_images
+from dinoquant.data.archive import open_archive, select
+from dinoquant.data.pack import pack
+from dinoquant.data.preprocess import calibration_images
+from dinoquant.judge import fidelity
+from dinoquant.judge.features import extract
+from dinoquant.measure.rounds import calls_per_block, interval, median, warm_up
+from dinoquant.network import checkpoint
+from dinoquant.network.export import export
 from dinoquant.runtimes import RUNTIMES, TORCHSCRIPT, files, missing, onnx_file, recipe_of
 from dinoquant.runtimes.convert import convert
+from dinoquant.runtimes.pytorch import random_images
 from dinoquant.runtimes.remote import RemoteModel
-from dinoquant.torchscript import random_images
 
 ROOT = Path(__file__).parents[2]
 BATCHES = (1, 16)
@@ -120,8 +122,8 @@ def blocks(models: dict[str, Entry], batch: int, start: int, options: argparse.N
 def speed(folder: Path, options: argparse.Namespace) -> None:
     """Time everything with seeded weights: speed and size do not depend on their values."""
     architecture = "vit_small_patch16_224"
-    network = model.seeded(architecture, None, 0)
-    info = model.info(network, architecture, "imagenet", substitute="seeded weights", dropped=[])
+    network = architecture.seeded(architecture, None, 0)
+    info = architecture.info(network, architecture, "imagenet", substitute="seeded weights", dropped=[])
     models = entries(network, info, random_images(CALIBRATION_IMAGES, 224, "cpu", 0), folder, options)
     for batch in BATCHES:
         # A process may have luck with where its memory lies: each is started several times.
@@ -143,9 +145,9 @@ def speed(folder: Path, options: argparse.Namespace) -> None:
 def trust(data: Path, folder: Path, options: argparse.Namespace) -> None:
     """Compare features of real images by trained weights with fp32's."""
     architecture = "vit_tiny_patch16_224"
-    network = model.build(architecture)
+    network = architecture.build(architecture)
     checkpoint.fit(network, checkpoint.load_state_dict(data / f"{architecture}.imagenet1k.pth"))
-    info = model.info(network, architecture, "imagenet", substitute=None, dropped=[])
+    info = architecture.info(network, architecture, "imagenet", substitute=None, dropped=[])
     with open_archive(data / "tiny-imagenet-200.subset.zip") as archive:
         manifest = pd.DataFrame(
             pack(archive, select(archive, 1, COSINE_IMAGES, CALIBRATION_IMAGES, 0), folder / "images.npy", "error").rows

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dinoquant.generate import generate
+from dinoquant.data.generate import generate
 from dinoquant.machine import cuda_devices
 from httpserver import serve
 

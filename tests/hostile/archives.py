@@ -9,9 +9,9 @@ from tempfile import TemporaryDirectory
 from cases import Case
 from PIL import Image
 
-from dinoquant.archive import open_archive, select
-from dinoquant.generate import TOP, generate
-from dinoquant.pack import pack
+from dinoquant.data.archive import open_archive, select
+from dinoquant.data.generate import TOP, generate
+from dinoquant.data.pack import pack
 from samples import encoded, header_only
 
 IMAGE = f"{TOP}train/n90000001/images/n90000001_3.JPEG"

@@ -12,7 +12,7 @@ from cases import Case
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dinoquant import checkpoint, model
+from dinoquant.network import architecture, checkpoint
 
 ARCHITECTURE = "test_vit.r160_in1k"
 
@@ -26,13 +26,13 @@ class Runs:
 
 @cache
 def weights() -> dict[str, Tensor]:
-    return dict(model.seeded(ARCHITECTURE, None, 0).state_dict())
+    return dict(architecture.seeded(ARCHITECTURE, None, 0).state_dict())
 
 
 def use(folder: Path, name: str, make: Callable[[Path], object]) -> str:
     """Make a checkpoint and load it, as the workflow would."""
     make(folder / name)
-    network = model.build(ARCHITECTURE)
+    network = architecture.build(ARCHITECTURE)
     dropped = checkpoint.fit(network, checkpoint.load_state_dict(Path(name)))
     return "accepted" + (f"; left out: {', '.join(dropped)}" if dropped else "")
 

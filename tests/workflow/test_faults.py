@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from conftest import Checkout
-from dinoquant.generate import generate
+from dinoquant.data.generate import generate
 from dinoquant.machine import cuda_devices
 from faults.kill import LOCKED, command, digests, disturb, finish, partials
 from httpserver import serve, unused_url

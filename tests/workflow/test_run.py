@@ -10,7 +10,7 @@ import zipfile
 from pathlib import Path
 
 from conftest import ROOT, Checkout
-from dinoquant.provenance import sha256
+from dinoquant.report.provenance import sha256
 
 TIMED = {"measure_latency", "measure_footprint", "measure_energy", "measure_machine"}
 

@@ -1,8 +1,8 @@
 """Aggregate everything into the summary, the figures, and the page that people look at."""
 
 from dinoquant.files import read_json
-from dinoquant.recommend import conclusion
-from dinoquant.table import render
+from dinoquant.report.recommend import conclusion
+from dinoquant.report.table import render
 
 
 report: "../report/workflow.rst"
@@ -137,7 +137,8 @@ rule write_report:
         latency=LATENCIES,
         code=code("write_report"),
         template=[
-            in_workflow(f"workflow/scripts/dinoquant/report.{part}") for part in ("html.j2", "css", "js", "md.j2")
+            in_workflow(f"workflow/scripts/dinoquant/report/templates/report.{part}")
+            for part in ("html.j2", "css", "js", "md.j2")
         ],
         lock=LOCK,
     output:

@@ -3,8 +3,8 @@
 import argparse
 import sys
 
-from dinoquant.compare import compare
 from dinoquant.errors import UserError
+from dinoquant.report.compare import compare
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)

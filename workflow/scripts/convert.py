@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 if __name__ == "__main__":
     with job(snakemake):
-        from dinoquant.preprocess import calibration_images
+        from dinoquant.data.preprocess import calibration_images
         from dinoquant.runtimes import recipe_of
         from dinoquant.runtimes.convert import convert
 

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dinoquant import limits
 from dinoquant.files import read_json
 from dinoquant.job import job, span
+from dinoquant.measure import limits
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -14,13 +14,13 @@ if __name__ == "__main__":
     with job(snakemake):
         import torch
 
-        from dinoquant import model, operations
+        from dinoquant.network import architecture, operations
 
         config, inputs = snakemake.params.config, snakemake.input
         info = read_json(inputs.info)
         with span("derive"):
             with torch.device("meta"):  # shapes are all it takes
-                network = model.build(info["architecture"], info["image_size"])
+                network = architecture.build(info["architecture"], info["image_size"])
                 macs = operations.needed(network, operations.macs(network))
             audits = {Path(path).parent.name: limits.read_became(path) for path in inputs.audits}
             models = {

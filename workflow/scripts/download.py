@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from dinoquant.checksum import expectation
-from dinoquant.download import download
+from dinoquant.data.checksum import expectation
+from dinoquant.data.download import download
 from dinoquant.job import job, span
 
 if TYPE_CHECKING:

@@ -16,20 +16,20 @@ if __name__ == "__main__":
         mpl.use("agg")  # no display on compute nodes
         import pandas as pd
 
-        from dinoquant.figures.attention import draw as draw_attention
-        from dinoquant.figures.attention import read_maps
-        from dinoquant.figures.audit import draw as draw_audit
-        from dinoquant.figures.distribution import draw as draw_distribution
-        from dinoquant.figures.fidelity import draw as draw_fidelity
-        from dinoquant.figures.latency import draw as draw_latency
-        from dinoquant.figures.pareto import draw as draw_pareto
-        from dinoquant.figures.roofline import draw as draw_roofline
-        from dinoquant.figures.scaling import draw as draw_scaling
-        from dinoquant.figures.sensitivity import draw as draw_sensitivity
-        from dinoquant.figures.size import draw as draw_size
-        from dinoquant.figures.style import read_summary, save, use_style
-        from dinoquant.figures.throughput import draw as draw_throughput
         from dinoquant.files import read_json
+        from dinoquant.report.figures.attention import draw as draw_attention
+        from dinoquant.report.figures.attention import read_maps
+        from dinoquant.report.figures.audit import draw as draw_audit
+        from dinoquant.report.figures.distribution import draw as draw_distribution
+        from dinoquant.report.figures.fidelity import draw as draw_fidelity
+        from dinoquant.report.figures.latency import draw as draw_latency
+        from dinoquant.report.figures.pareto import draw as draw_pareto
+        from dinoquant.report.figures.roofline import draw as draw_roofline
+        from dinoquant.report.figures.scaling import draw as draw_scaling
+        from dinoquant.report.figures.sensitivity import draw as draw_sensitivity
+        from dinoquant.report.figures.size import draw as draw_size
+        from dinoquant.report.figures.style import read_summary, save, use_style
+        from dinoquant.report.figures.throughput import draw as draw_throughput
 
         from_summary = {
             "latency": draw_latency,

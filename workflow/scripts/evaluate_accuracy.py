@@ -2,9 +2,9 @@
 
 from typing import TYPE_CHECKING
 
+from dinoquant.data.manifest import read_split, read_wnids
 from dinoquant.files import write_json
 from dinoquant.job import job, span
-from dinoquant.manifest import read_split, read_wnids
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -13,7 +13,7 @@ if __name__ == "__main__":
     with job(snakemake):
         import numpy as np
 
-        from dinoquant.fidelity import evaluate
+        from dinoquant.judge.fidelity import evaluate
 
         config = snakemake.params.config
         labels = {split: read_split(snakemake.input.manifest, split)[1] for split in ("bank", "query")}

@@ -2,9 +2,9 @@
 
 from typing import TYPE_CHECKING
 
+from dinoquant.data.manifest import read_split
 from dinoquant.files import read_json, write_json
 from dinoquant.job import job, span
-from dinoquant.manifest import read_split
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -13,7 +13,7 @@ if __name__ == "__main__":
     with job(snakemake):
         import numpy as np
 
-        from dinoquant.probe import evaluate
+        from dinoquant.judge.probe import evaluate
 
         labels = {split: read_split(snakemake.input.manifest, split)[1] for split in ("bank", "query")}
         reference = np.array(read_json(snakemake.input.fp32)["predictions"]) if snakemake.input.fp32 else None

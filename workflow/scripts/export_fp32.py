@@ -4,10 +4,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dinoquant import audit, checkpoint, model
-from dinoquant.export import export
 from dinoquant.files import atomic, write_json
 from dinoquant.job import job, span
+from dinoquant.network import architecture, audit, checkpoint
+from dinoquant.network.export import export
 from dinoquant.recipes import cast
 
 if TYPE_CHECKING:
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 def load(config: dict[str, Any], path: "str | Path | None") -> "tuple[VisionTransformer, list[str], str | None]":
     """Return the model, the tensors left out of the checkpoint, and what stands in for trained weights, if anything."""
     if path is None:
-        return model.seeded(config["architecture"], config["image_size"], config["seed"]), [], "seeded weights"
-    network = model.build(config["architecture"])
+        return architecture.seeded(config["architecture"], config["image_size"], config["seed"]), [], "seeded weights"
+    network = architecture.build(config["architecture"])
     dropped = checkpoint.fit(network, checkpoint.load_state_dict(path))
-    model.resize(network, config["image_size"])
+    architecture.resize(network, config["image_size"])
     return network, dropped, None
 
 
@@ -33,7 +33,7 @@ if __name__ == "__main__":
         torch.set_num_threads(snakemake.threads)
         with span("quantize"):
             network, dropped, substitute = load(config, snakemake.input.get("checkpoint"))
-            info = model.info(
+            info = architecture.info(
                 network, config["architecture"], config["normalization"], substitute=substitute, dropped=dropped
             )
             options = {"recipe": "fp32"}

@@ -2,10 +2,10 @@
 
 from typing import TYPE_CHECKING
 
+from dinoquant.data.manifest import read_split, spread
 from dinoquant.files import atomic, read_json
 from dinoquant.job import job, log, span
 from dinoquant.machine import compute_threads, require_device
-from dinoquant.manifest import read_split, spread
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -15,9 +15,9 @@ if __name__ == "__main__":
         import numpy as np
         import torch
 
-        from dinoquant.attention import NoAttentionError, central_square, cls_attention
-        from dinoquant.export import load
-        from dinoquant.features import prepared
+        from dinoquant.judge.attention import NoAttentionError, central_square, cls_attention
+        from dinoquant.judge.features import prepared
+        from dinoquant.network.export import load
 
         config, variant = snakemake.params.config, snakemake.wildcards.variant
         require_device(config["device"])

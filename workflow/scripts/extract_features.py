@@ -4,10 +4,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dinoquant.data.manifest import read_split
 from dinoquant.files import atomic, read_json, write_json
 from dinoquant.job import job, span
 from dinoquant.machine import compute_threads, describe, require_device
-from dinoquant.manifest import read_split
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -17,12 +17,12 @@ if __name__ == "__main__":
         import numpy as np
         import torch
 
-        from dinoquant.export import load
-        from dinoquant.features import extract
-        from dinoquant.model_file import read_card
+        from dinoquant.judge.features import extract
+        from dinoquant.judge.shards import part
+        from dinoquant.network.card import read_card
+        from dinoquant.network.export import load
         from dinoquant.runtimes import TORCHSCRIPT
         from dinoquant.runtimes.remote import RemoteModel
-        from dinoquant.shards import part
 
         config, variant = snakemake.params.config, snakemake.wildcards.variant
         require_device(config["device"])

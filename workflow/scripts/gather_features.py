@@ -2,9 +2,9 @@
 
 from typing import TYPE_CHECKING
 
+from dinoquant.data.manifest import read_split
 from dinoquant.files import atomic, write_json
 from dinoquant.job import job, span
-from dinoquant.manifest import read_split
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -13,7 +13,7 @@ if __name__ == "__main__":
     with job(snakemake):
         import numpy as np
 
-        from dinoquant.shards import gather, gather_timings
+        from dinoquant.judge.shards import gather, gather_timings
 
         splits = {split: read_split(snakemake.input.manifest, split)[0] for split in ("bank", "query")}
         with span("gather"), atomic(snakemake.output.features) as partial:

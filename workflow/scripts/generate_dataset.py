@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from dinoquant.generate import generate
+from dinoquant.data.generate import generate
 from dinoquant.job import job, span
 
 if TYPE_CHECKING:

@@ -5,11 +5,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dinoquant.energy import Meter, Unreadable, find_meter, measure, nothing
 from dinoquant.files import write_json
 from dinoquant.job import job, log, span
 from dinoquant.machine import describe, require_device, resolve_threads
-from dinoquant.model_file import read_card
+from dinoquant.measure.energy import Meter, Unreadable, find_meter, measure, nothing
+from dinoquant.network.card import read_card
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 def measured(meter: Meter, model: Path, device: str, config: dict[str, Any]) -> dict[str, Any]:
     """Run the model as it is timed, and return what the meter saw."""
     # Imported here because a machine without a meter needs none of it, and it takes seconds.
-    from dinoquant.allocator import keep_freed_memory
+    from dinoquant.runtimes.allocator import keep_freed_memory
 
     keep_freed_memory()  # before PyTorch allocates anything
-    from dinoquant.latency import warm_up
+    from dinoquant.measure.rounds import warm_up
     from dinoquant.recipes.base import engine
     from dinoquant.runtimes import TORCHSCRIPT
+    from dinoquant.runtimes.pytorch import as_call, load, random_images, set_up
     from dinoquant.runtimes.remote import RemoteModel
-    from dinoquant.torchscript import as_call, load, random_images, set_up
 
     require_device(device)
     threads, card = resolve_threads(config["threads"], "latency.threads"), read_card(model)

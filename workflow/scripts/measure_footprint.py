@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from dinoquant.files import write_json
 from dinoquant.job import job, span
 from dinoquant.machine import describe, require_device, resolve_threads
-from dinoquant.model_file import read_card
+from dinoquant.network.card import read_card
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -20,11 +20,11 @@ if __name__ == "__main__":
     with job(snakemake):
         import torch
 
-        from dinoquant.footprint import measure
         from dinoquant.recipes.base import engine
         from dinoquant.runtimes import TORCHSCRIPT
+        from dinoquant.runtimes.footprint import measure
+        from dinoquant.runtimes.pytorch import as_call, load, random_images, set_up, wait_for
         from dinoquant.runtimes.remote import footprint
-        from dinoquant.torchscript import as_call, load, random_images, set_up, wait_for
 
         model, wildcards = Path(snakemake.input.model), snakemake.wildcards
         device = wildcards.device

@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING
 
 from dinoquant.files import write_json
 from dinoquant.job import job, record_span
-from dinoquant.latency import Protocol, combine, noise_floor, repeat
 from dinoquant.machine import resolve_threads
-from dinoquant.timing import in_process
+from dinoquant.measure.process import in_process
+from dinoquant.measure.rounds import Protocol, combine, noise_floor, repeat
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

@@ -11,10 +11,10 @@ if TYPE_CHECKING:
 
 if __name__ == "__main__":
     with job(snakemake):
-        from dinoquant.allocator import keep_freed_memory
+        from dinoquant.runtimes.allocator import keep_freed_memory
 
         allocator = keep_freed_memory()  # before PyTorch allocates anything
-        from dinoquant.peaks import measure
+        from dinoquant.measure.peaks import measure
 
         device = snakemake.wildcards.device
         require_device(device)

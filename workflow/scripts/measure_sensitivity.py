@@ -2,10 +2,10 @@
 
 from typing import TYPE_CHECKING
 
+from dinoquant.data.manifest import read_split, spread
 from dinoquant.files import read_json
 from dinoquant.job import job, span
 from dinoquant.machine import compute_threads
-from dinoquant.manifest import read_split, spread
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -15,9 +15,10 @@ if __name__ == "__main__":
         import numpy as np
         import torch
 
-        from dinoquant import checkpoint, model, sensitivity
-        from dinoquant.preprocess import preprocess
-        from dinoquant.recipes.calibration import observe
+        from dinoquant.data.preprocess import preprocess
+        from dinoquant.judge import sensitivity
+        from dinoquant.network import architecture, checkpoint
+        from dinoquant.recipes.int8.calibration import observe
 
         config, inputs = snakemake.params.config, snakemake.input
         torch.set_num_threads(min(snakemake.threads, compute_threads()))
@@ -32,7 +33,7 @@ if __name__ == "__main__":
         with np.load(inputs.features) as features:
             bank = features["bank"], read_split(inputs.manifest, "bank")[1]
         with span("measure"):
-            network = model.build(info["architecture"], info["image_size"])
+            network = architecture.build(info["architecture"], info["image_size"])
             checkpoint.fit(network, checkpoint.load_state_dict(inputs.state_dict))
             found = sensitivity.changed_features(network, queries, observe(network, calibration))
             listed = sensitivity.units(network, queries[:1])

@@ -2,10 +2,10 @@
 
 from typing import TYPE_CHECKING
 
-from dinoquant.archive import open_archive, select
+from dinoquant.data.archive import open_archive, select
+from dinoquant.data.pack import describe, pack, write_manifest
 from dinoquant.files import read_json, write_json
 from dinoquant.job import job, span
-from dinoquant.pack import describe, pack, write_manifest
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dinoquant import audit, checkpoint, model
-from dinoquant.export import export
 from dinoquant.files import read_json
 from dinoquant.job import job, span
+from dinoquant.network import architecture, audit, checkpoint
+from dinoquant.network.export import export
 from dinoquant.recipes import RECIPES
 
 if TYPE_CHECKING:
@@ -31,12 +31,12 @@ if __name__ == "__main__":
         registered = RECIPES[options["recipe"]]
         recipe = importlib.import_module(f"dinoquant.recipes.{registered.module}")
         with span("quantize"):
-            network = model.build(info["architecture"], info["image_size"])
+            network = architecture.build(info["architecture"], info["image_size"])
             checkpoint.fit(network, checkpoint.load_state_dict(snakemake.input.state_dict))
             calibration = None
             if registered.calibrated:
                 # Imported here because torchvision takes seconds to import and most recipes are not calibrated.
-                from dinoquant.preprocess import calibration_images
+                from dinoquant.data.preprocess import calibration_images
 
                 calibration = calibration_images(snakemake.input.images, snakemake.input.manifest, info)
             measured = {"sensitivity": sensitivity_table(snakemake.input)} if registered.sensitivity else {}

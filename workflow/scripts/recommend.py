@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from dinoquant.files import read_rows, write_json
 from dinoquant.job import job
-from dinoquant.recommend import link, recommend
+from dinoquant.report.recommend import link, recommend
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 if __name__ == "__main__":
     with job(snakemake):
-        from dinoquant.provenance import record
+        from dinoquant.report.provenance import record
 
         inputs, params = snakemake.input, snakemake.params
         checkpoint = {"checkpoint": inputs.checkpoint} if inputs.get("checkpoint") else {}

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 if __name__ == "__main__":
     with job(snakemake):
-        from dinoquant.summary import summarise, write_summary
+        from dinoquant.report.summary import summarise, write_summary
 
         with span("summarise"):
             table = summarise(

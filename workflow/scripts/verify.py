@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from dinoquant.checksum import verify
+from dinoquant.data.checksum import verify
 from dinoquant.files import write_json
 from dinoquant.job import job, span
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from dinoquant.errors import UserError
 from dinoquant.files import read_json
 from dinoquant.job import job, span
-from dinoquant.provenance import differences
+from dinoquant.report.provenance import differences
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

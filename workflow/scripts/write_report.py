@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 if __name__ == "__main__":
     with job(snakemake):
-        from dinoquant.report import render_report
+        from dinoquant.report.page import render_report
 
         with span("render"):
             page, short = render_report(

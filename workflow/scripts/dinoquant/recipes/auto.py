@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dinoquant.errors import UserError
-from dinoquant.recipes.assemble import BF16, FP32, PER_TOKEN, PRECISIONS, STATIC, assemble, targets
 from dinoquant.recipes.base import Converted, Quantized, stored_bytes
-from dinoquant.recipes.calibration import observe, require_images
+from dinoquant.recipes.int8.assemble import BF16, FP32, PER_TOKEN, PRECISIONS, STATIC, assemble, targets
+from dinoquant.recipes.int8.calibration import observe, require_images
 
 log = logging.getLogger("dinoquant")
 
@@ -75,7 +75,7 @@ def quantize(model: nn.Module, options: Mapping[str, Any], calibration: Tensor |
     until that is inside too. Both are needed: the images that are measured on are those that the scales were fitted to.
 
     :param calibration: float32 ``[N, 3, S, S]``, normalised; on these the cosine is measured.
-    :param sensitivity: what `dinoquant.sensitivity` found for this model, on other images.
+    :param sensitivity: what `dinoquant.judge.sensitivity` found for this model, on other images.
 
     Raises UserError without calibration images, where not even float32 keeps the budget, for a table of another model,
     or for a transformer built otherwise than DINO's.

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from dinoquant.errors import UserError
-from dinoquant.recipes.assemble import FP32, assemble, targets
 from dinoquant.recipes.base import Quantized
-from dinoquant.recipes.calibration import observe, require_images
+from dinoquant.recipes.int8.assemble import FP32, assemble, targets
+from dinoquant.recipes.int8.calibration import observe, require_images
 
 
 @torch.no_grad()

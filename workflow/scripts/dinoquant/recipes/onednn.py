@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dinoquant.recipes.base import Quantized, scripted
-from dinoquant.recipes.blocks import keep_freed_memory
+from dinoquant.recipes.int8.blocks import keep_freed_memory
 from dinoquant.recipes.linears import copy_with_targets
 
 

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dinoquant.recipes.assemble import PER_TOKEN, assemble, targets
 from dinoquant.recipes.base import Quantized
+from dinoquant.recipes.int8.assemble import PER_TOKEN, assemble, targets
 
 
 @torch.no_grad()

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dinoquant.recipes.assemble import STATIC, assemble, targets
 from dinoquant.recipes.base import Quantized
-from dinoquant.recipes.calibration import observe, require_images
+from dinoquant.recipes.int8.assemble import STATIC, assemble, targets
+from dinoquant.recipes.int8.calibration import observe, require_images
 
 
 @torch.no_grad()

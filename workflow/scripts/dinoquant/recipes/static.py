@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from dinoquant.errors import UserError
 from dinoquant.recipes.base import Quantized, converted, deprecations_known, engine, require_converted
-from dinoquant.recipes.calibration import require_images
+from dinoquant.recipes.int8.calibration import require_images
 from dinoquant.recipes.linears import copy_with_targets
 from dinoquant.recipes.packed import describe
 

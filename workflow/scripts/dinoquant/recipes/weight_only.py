@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dinoquant.recipes.base import Quantized, converted, require_converted
-from dinoquant.recipes.blocks import quantize_weight
+from dinoquant.recipes.int8.blocks import quantize_weight
 from dinoquant.recipes.linears import copy_with_targets
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from dinoquant.export import TOLERANCE_FLOAT32, TOLERANCE_REDUCED, load, require_close
 from dinoquant.files import atomic, write_json
-from dinoquant.model_file import BESIDE, read_card
+from dinoquant.network.card import BESIDE, read_card
+from dinoquant.network.export import TOLERANCE_FLOAT32, TOLERANCE_REDUCED, load, require_close
 from dinoquant.runtimes import files
 from dinoquant.runtimes.remote import Remote, RemoteModel
 from dinoquant.runtimes.worker import Array

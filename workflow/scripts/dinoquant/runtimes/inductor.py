@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dinoquant import checkpoint, model
 from dinoquant.errors import UserError
+from dinoquant.network import architecture, checkpoint
 from dinoquant.recipes import cast
+from dinoquant.runtimes.pytorch import set_up
 from dinoquant.runtimes.worker import Array, Run
-from dinoquant.torchscript import set_up
 
 MAX_BATCH = 4096  # as in the config's schema
 OPTIONS = {
@@ -32,7 +32,7 @@ def convert(source: Path, target: Path, card: dict[str, Any], images: Array | No
     """Compile the model with the float32 weights ``source`` into a package for this processor and this PyTorch
     (https://docs.pytorch.org/docs/stable/user_guide/torch_compiler/torch.compiler_aot_inductor.html).
     """
-    network = model.build(card["architecture"], card["image_size"])
+    network = architecture.build(card["architecture"], card["image_size"])
     checkpoint.fit(network, checkpoint.load_state_dict(source))
     example = torch.randn(2, 3, card["image_size"], card["image_size"], generator=torch.Generator().manual_seed(0))
     with warnings.catch_warnings():

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from dinoquant.export import torchscript_warnings_known
+from dinoquant.network.export import torchscript_warnings_known
 from dinoquant.runtimes import PEERS_PYTHON
 
 OPSET = 17  # the first with LayerNormalization as one operator

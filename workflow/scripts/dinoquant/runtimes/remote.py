@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dinoquant.errors import UserError
-from dinoquant.model_file import read_card
+from dinoquant.network.card import read_card
 from dinoquant.runtimes import missing, python
 from dinoquant.runtimes.worker import Array, Message, receive, send
 
@@ -84,7 +84,7 @@ class RemoteModel(Remote):
     Args:
         model: a file that a rule of this workflow made, with its card.
         batch_size: the most images of a call; with fewer the rest is computed for nothing.
-        timed: give the process the allocator that timings have (`dinoquant.allocator`).
+        timed: give the process the allocator that timings have (`dinoquant.runtimes.allocator`).
     """
 
     def __init__(self, model: str | Path, *, batch_size: int, threads: int, timed: bool = False) -> None:
@@ -107,7 +107,7 @@ class RemoteModel(Remote):
 
 
 def footprint(model: str | Path, *, threads: int) -> dict[str, Any]:
-    """Return what `dinoquant.footprint.observe` does, from a fresh process that has imported the runtime."""
+    """Return what `dinoquant.runtimes.footprint.observe` does, from a fresh process that has imported the runtime."""
     card = read_card(Path(model))
     size = card["image_size"]
     image = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))

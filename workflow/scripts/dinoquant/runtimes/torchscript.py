@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 
-from dinoquant import export
+from dinoquant.network import export
+from dinoquant.runtimes.pytorch import set_up
 from dinoquant.runtimes.worker import Array, Run
-from dinoquant.torchscript import set_up
 
 
 def prepare(threads: int) -> None:

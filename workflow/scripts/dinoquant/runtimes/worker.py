@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dinoquant.allocator import keep_freed_memory
 from dinoquant.errors import UserError
 from dinoquant.runtimes import RUNTIMES, files
+from dinoquant.runtimes.allocator import keep_freed_memory
 
 Array = NDArray[np.float32]
 Run = Callable[[Array], Array]  # float32 [B, 3, S, S] -> float32 [B, D]
@@ -82,7 +82,7 @@ class Worker:
             return lambda: run(image)
 
         # By name: whoever runs a model would depend on how footprints are taken if this file imported it.
-        return importlib.import_module("dinoquant.footprint").measure(files(model), load), None
+        return importlib.import_module("dinoquant.runtimes.footprint").measure(files(model), load), None
 
     def ready(self, images: Array) -> tuple[Message, None]:
         """Keep the input of `time`."""

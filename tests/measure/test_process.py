@@ -1,0 +1,83 @@
+"""The processes of a timing: what one answers, what it says when it cannot, and that none outlives the job."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dinoquant.errors import UserError
+from dinoquant.measure import process
+from dinoquant.measure.rounds import Protocol, combine, repeat
+from dinoquant.network import architecture
+from dinoquant.network.export import export
+from dinoquant.recipes.base import Quantized
+
+PROTOCOL = Protocol(rounds=6, processes=2, block_seconds=0.02, warmup_seconds=0.2, seed=0)
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What is asked of a process: a small fp32 model beside itself."""
+    path, name = tmp_path_factory.mktemp("fp32") / "model.pt", "test_vit.r160_in1k"
+    network = architecture.seeded(name, None, 0)
+    info = architecture.info(network, name, "imagenet", substitute="seeded weights", dropped=[])
+    export(Quantized(network, asked=(), became={}), path, "fp32", {"recipe": "fp32"}, info)
+    files = {"model": str(path), "fp32": str(path)}
+    return {**files, "device": "cpu", "threads": 1, "batch_size": 2, "protocol": asdict(PROTOCOL)}
+
+
+def test_processes_share_the_rounds_of_a_timing(asked: dict[str, Any]) -> None:
+    before = time.time()
+    parts = repeat(lambda process, counts: process.in_process(**asked, process=process, counts=counts), PROTOCOL)
+    assert (
+        before < parts[0]["started"] < parts[0]["finished"] < parts[1]["started"] < parts[1]["finished"] < time.time()
+    )
+    assert parts[0]["fixed"]["interop_threads"] == 1
+    assert parts[0]["runtime"] == {"name": "torchscript"}
+    assert parts[0]["machine"]["torch"]
+    assert parts[0]["calls_per_block"] == parts[1]["calls_per_block"]
+    assert [len(part["watch"]["probe_ms"]) for part in parts] == [4, 4]
+    result = combine(parts, batch_size=2, protocol=PROTOCOL)
+    assert result["speedup"] == pytest.approx(1, abs=0.5)
+    assert 0 < result["preprocess_p50_ms"] < result["end_to_end_p50_ms"]
+
+
+def test_what_the_user_can_mend_is_said_in_its_words(asked: dict[str, Any], tmp_path: Path) -> None:
+    broken = tmp_path / "model.pt"
+    broken.write_text("not a model")
+    with pytest.raises(UserError, match=r"model\.pt is not a model of this workflow: expected a TorchScript file"):
+        process.in_process(**asked | {"model": str(broken)}, process=0, counts=None)
+
+
+def test_what_nobody_expected_comes_with_its_traceback(asked: dict[str, Any]) -> None:
+    with pytest.raises(RuntimeError, match=r"ended with 1:(.|\n)*ZeroDivisionError"):
+        process.in_process(**asked | {"protocol": asdict(PROTOCOL) | {"processes": 0}}, process=0, counts=None)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of its parent's death")
+def test_no_process_outlives_the_job(asked: dict[str, Any]) -> None:
+    """A job that is killed leaves nothing that disturbs the timings of the next run."""
+    forever = asked | {"protocol": asdict(PROTOCOL) | {"block_seconds": 60.0}}
+    program = f"from dinoquant.measure import process; process.in_process(**{forever!r}, process=0, counts=None)"
+    job = subprocess.Popen([sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": str(process.SCRIPTS)})
+    children = Path(f"/proc/{job.pid}/task/{job.pid}/children")
+    deadline = time.monotonic() + 60
+    while not (child := children.read_text().split()) or not _measures(child[0]):
+        assert time.monotonic() < deadline, "it never began"
+        time.sleep(0.05)
+    job.send_signal(signal.SIGKILL)
+    job.wait()
+    while Path("/proc", child[0]).exists():
+        assert time.monotonic() < deadline, "it went on"
+        time.sleep(0.05)
+
+
+def _measures(pid: str) -> bool:
+    """Say whether the process has come as far as PyTorch."""
+    return "libtorch" in Path("/proc", pid, "maps").read_text()

@@ -1,0 +1,356 @@
+"""Every figure is complete, says what is missing, keeps its labels apart, and is the same file every time."""
+
+import json
+from itertools import combinations, pairwise
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Annotation, Text
+
+from dinoquant.report.figures import (
+    attention,
+    audit,
+    distribution,
+    fidelity,
+    latency,
+    pareto,
+    roofline,
+    scaling,
+    size,
+    throughput,
+)
+from dinoquant.report.figures.style import Style, read_summary, save, use_style
+from dinoquant.report.summary import summarise, write_summary
+from samples import NO_CPU, VARIANTS, Samples, write_samples
+
+mpl.use("agg")
+FROM_SUMMARY = [latency, size, pareto, fidelity, throughput]
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> Samples:
+    return _with_summary(write_samples(tmp_path_factory.mktemp("both"), devices=("cpu", "cuda")))
+
+
+@pytest.fixture(scope="module")
+def substitute(tmp_path_factory: pytest.TempPathFactory) -> Samples:
+    return _with_summary(write_samples(tmp_path_factory.mktemp("substitute"), batch_sizes=(4,), substitute=True))
+
+
+@pytest.fixture(autouse=True)
+def _no_open_figures() -> Any:
+    yield
+    plt.close("all")
+
+
+def _with_summary(samples: Samples) -> Samples:
+    table = summarise(
+        *(samples.latency, samples.footprint, samples.accuracy, samples.audits, samples.models), samples.summary_config
+    )
+    write_summary(table, samples.root / "summary.csv")
+    return samples
+
+
+def _table(samples: Samples) -> pd.DataFrame:
+    return read_summary(samples.root / "summary.csv")
+
+
+def _audits(samples: Samples) -> dict[str, pd.DataFrame]:
+    return {path.parent.name: pd.read_csv(path) for path in samples.audits}
+
+
+def _texts(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.findobj(Text) if text.get_text()]
+
+
+@pytest.mark.parametrize("module", FROM_SUMMARY, ids=lambda module: module.__name__.rpartition(".")[2])
+def test_every_variant_is_named(module: Any, samples: Samples) -> None:
+    texts = " ".join(_texts(module.draw(_table(samples), use_style(samples.figure_config))))
+    assert [variant for variant in VARIANTS if variant not in texts] == []
+
+
+@pytest.mark.parametrize("module", [latency, pareto, fidelity, throughput])
+def test_what_does_not_run_is_noted_with_its_reason(module: Any, samples: Samples) -> None:
+    text = " ".join(_texts(module.draw(_table(samples), use_style(samples.figure_config))))
+    assert f"Not on cpu: fp16 ({NO_CPU})" in text.replace("\n", " ")
+
+
+@pytest.mark.parametrize("module", [latency, pareto, throughput])
+def test_a_doubtful_timing_is_shown_and_named(module: Any, samples: Samples) -> None:
+    table = _table(samples)
+    table.loc[(table["variant"] == "bf16") & (table["device"] == "cpu"), "status"] = "noisy"
+    figure = module.draw(table, use_style(samples.figure_config))
+    assert "Timing noisy on cpu: bf16" in " ".join(_texts(figure)).replace("\n", " ")
+    figure.draw_without_rendering()
+
+
+@pytest.mark.parametrize("module", FROM_SUMMARY)
+def test_no_text_leaves_the_picture(module: Any, substitute: Samples) -> None:
+    figure = module.draw(_table(substitute), use_style(substitute.figure_config | {"font_scale": 1.3}))
+    figure.draw_without_rendering()
+    drawn, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
+    assert drawn.x0 >= 0
+    assert drawn.y0 >= 0
+    assert drawn.x1 <= width
+    assert drawn.y1 <= height
+
+
+@pytest.mark.parametrize("module", [pareto, fidelity])
+def test_accuracy_figures_say_when_their_inputs_are_a_substitute(
+    module: Any, samples: Samples, substitute: Samples
+) -> None:
+    warning = "generated data set, seeded weights: accuracy says nothing about DINO"
+    warned = " ".join(_texts(module.draw(_table(substitute), use_style(substitute.figure_config))))
+    assert warning in warned.replace("\n", " ")
+    assert "substitute" not in warned
+    assert "says nothing" not in " ".join(_texts(module.draw(_table(samples), use_style(samples.figure_config))))
+
+
+def test_pareto_labels_keep_apart(samples: Samples) -> None:
+    figure = pareto.draw(_table(samples), use_style(samples.figure_config))
+    for ax in figure.axes:
+        labels = [text for text in ax.texts if isinstance(text, Annotation)]
+        boxes = [Text.get_window_extent(label) for label in labels]
+        assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+        assert all(ax.get_window_extent().contains(*box.min) for box in boxes)
+
+
+def test_pareto_gives_every_nine_of_a_cosine_as_much_room_and_says_where_it_ends(samples: Samples) -> None:
+    figure = pareto.draw(_table(samples), use_style(samples.figure_config))
+    ax = figure.axes[0]
+    heights = ax.transData.transform([(1, cosine) for cosine in (0.9, 0.99, 0.999, 0.9999)])[:, 1]
+    np.testing.assert_allclose(np.diff(heights, 2), 0, atol=0.01)
+    figure.draw_without_rendering()
+    labels = dict(zip(ax.get_yticks(), (label.get_text() for label in ax.get_yticklabels()), strict=True))
+    exact = [line for line in ax.lines if line.get_ydata()[0] == pareto.EXACT]  # fp32's cosine is 1
+    assert exact
+    assert labels[pareto.EXACT] == "≥ 0.99999"
+    assert labels[0.99] == "0.99"
+
+
+@pytest.mark.parametrize("module", [pareto, throughput])
+def test_forty_variants_stay_readable(module: Any, samples: Samples) -> None:
+    """Each named inside the picture, and no name over another."""
+    one = _table(samples)
+    one = one[(one["variant"] == "bf16") & (one["device"] == "cpu")]
+    rng = np.random.default_rng(0)
+    tables = [one.assign(variant=f"grid-{n:02d}-of-a-sweep") for n in range(39)]
+    for table in tables:
+        for kind in ("speedup", "throughput"):
+            table[[column for column in table if column.startswith(kind)]] *= rng.uniform(0.5, 1.5)
+        table[[column for column in table if column.startswith("cosine")]] = 1 - 10 ** -rng.uniform(1, 4)
+    table = pd.concat([one.assign(variant="fp32"), *tables])
+    config = samples.figure_config | {"variants": list(table["variant"].unique())}
+    figure = module.draw(table, use_style(config))
+    figure.draw_without_rendering()
+    labels = [label for label in figure.axes[0].texts if isinstance(label, Annotation)]
+    assert {label.get_text() for label in labels} == set(config["variants"])
+    boxes = [Text.get_window_extent(label) for label in labels]
+    assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+    assert figure.get_tightbbox().y0 >= 0
+
+
+def test_spread_keeps_the_order_the_gap_and_the_top() -> None:
+    heights = throughput.spread([1.0, 1.1, 9.9, 10.0], 1.0, 10.0)
+    assert all(upper - lower >= 1.0 - 1e-9 for lower, upper in pairwise(heights))
+    assert heights[-1] <= 10.0
+    assert throughput.spread([1.0, 5.0], 1.0, 10.0) == [1.0, 5.0]
+
+
+def _roofline(samples: Samples, **config: Any) -> Figure:
+    """Draw peaks of 1, 2 and 4 TOP/s over models of 4 GMAC; of one variant the precisions are not known."""
+    table = _table(samples)
+    peaks = {"fp32": 1e12, "bf16": 2e12, "fp16": None, "int8": 4e12}
+    machines = [
+        {"device": device, "gemm_flops": peaks, "bandwidth_bytes_per_s": 5e10} for device in table["device"].unique()
+    ]
+    limits = table[["variant", "device", "batch_size"]].assign(gmacs=4.0, bound="compute")
+    limits["operations_per_byte"] = 100.0 * limits["batch_size"]
+    limits["limit_ms"] = (8.0 * limits["batch_size"]).where(limits["variant"] != "bf16")
+    return roofline.draw(table, limits, machines, use_style(samples.figure_config | config))
+
+
+def test_roofline_places_what_was_measured_under_the_roofs(samples: Samples) -> None:
+    cpu, _ = _roofline(samples).axes
+    (fp32,) = (line for line in cpu.lines if line.get_marker() == "o")
+    assert list(fp32.get_xdata()) == [100, 1600]
+    assert list(fp32.get_ydata()) == pytest.approx([8e9 / 56.1e-3, 8e9 / 54.2e-3])
+    texts = [text.get_text() for text in cpu.texts]
+    assert {"fp32: 1 TOP/s", "bf16: 2 TOP/s", "int8: 4 TOP/s", "memory: 50 GB/s"} <= set(texts)
+    assert {"fp32, 15%", "bf16"} <= set(texts), "the share of the limit, where there is one"
+
+
+def test_roofline_is_complete_and_keeps_inside(samples: Samples, substitute: Samples) -> None:
+    texts = " ".join(_texts(_roofline(samples))).replace("\n", " ")
+    assert [variant for variant in VARIANTS if variant not in texts] == []
+    assert f"Not on cpu: fp16 ({NO_CPU})" in texts
+    figure = _roofline(substitute, font_scale=1.3)
+    figure.draw_without_rendering()
+    drawn, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
+    assert (drawn.x0, drawn.y0) >= (0, 0)
+    assert drawn.x1 <= width
+    assert drawn.y1 <= height
+
+
+def test_audit_shows_conv2d_untouched_and_converted(samples: Samples) -> None:
+    figure = audit.draw(_audits(samples), use_style(samples.figure_config))
+    (ax,) = figure.axes
+    column = [tick.get_text() for tick in ax.get_xticklabels()].index("Conv2d")
+    tiles = {
+        list(VARIANTS)[round(tile.get_y() + tile.get_height() / 2)]: tile.get_facecolor()
+        for tile in ax.patches
+        if round(tile.get_x() + tile.get_width() / 2) == column
+    }
+    assert tiles["int8-dynamic-linear"] == tiles["fp32"]
+    assert tiles["int8-dynamic-linear-conv"] == tiles["int8-static"] != tiles["fp32"]
+    assert tiles["bf16"] != tiles["int8-static"]
+
+
+def test_audit_shares_a_tile_between_precisions(samples: Samples) -> None:
+    audits = _audits(samples)
+    linear = audits["int8-static"]["module"].str.endswith("fc2")
+    audits["int8-static"].loc[linear, "became"] = "bfloat16"
+    figure = audit.draw(audits, use_style(samples.figure_config))
+    (ax,) = figure.axes
+    tile = (0, list(VARIANTS).index("int8-static"))
+    (text,) = [text for text in ax.texts if text.get_position() == tile]
+    assert [line.partition(",")[0] for line in text.get_text().split("\n")] == ["36 int8 static", "12 bfloat16"]
+    widths = [bar.get_width() for bar in ax.patches if bar.get_y() < tile[1] < bar.get_y() + 1 and bar.get_x() < 0.5]
+    assert widths == pytest.approx([0.98 * 36 / 48, 0.98 * 12 / 48])
+    figure.draw_without_rendering()
+    assert text.get_window_extent().width < abs(np.diff(ax.transData.transform([(0, 0), (0.98, 0)])[:, 0])[0])
+
+
+def test_audit_counts_what_differs_in_details_only_as_one(samples: Samples) -> None:
+    audits = _audits(samples)
+    static = audits["int8-static"]
+    linear = static["kind"] == "Linear"
+    static.loc[linear, "became"] = [f"int8 static, {n} copies of channels" for n in range(linear.sum())]
+    (ax,) = audit.draw(audits, use_style(samples.figure_config)).axes
+    tile = (0, list(VARIANTS).index("int8-static"))
+    assert [text.get_text().split("\n")[0] for text in ax.texts if text.get_position() == tile] == ["48 int8 static"]
+
+
+def test_missing_intervals_and_percentiles_are_left_out(samples: Samples) -> None:
+    table = _table(samples)
+    columns = [name for name in table if "_ci_" in str(name) or name in ("latency_p90_ms", "latency_p99_ms")]
+    table[columns] = float("nan")
+    style = use_style(samples.figure_config)
+    for module in FROM_SUMMARY:
+        figure: Figure = module.draw(table, style)
+        figure.draw_without_rendering()
+        assert not any("nan" in text for text in _texts(figure))
+
+
+def test_figures_show_the_batch_size_of_the_config(samples: Samples) -> None:
+    config = samples.figure_config
+    assert "Latency at batch size 1" in _texts(latency.draw(_table(samples), use_style(config)))
+    config["batch_size"] = 16
+    assert "Latency at batch size 16" in _texts(latency.draw(_table(samples), use_style(config)))
+
+
+def test_colours_and_markers_stay_with_the_variant_and_differ(samples: Samples) -> None:
+    style = use_style(samples.figure_config)
+    assert len({str(colour) for colour in style.colours.values()}) == len(VARIANTS)
+    assert len(set(style.markers.values())) == len(VARIANTS)
+    without_last = use_style(samples.figure_config | {"variants": list(VARIANTS)[:-1]})
+    assert all(style.colours[variant] == colour for variant, colour in without_last.colours.items())
+
+
+def _maps() -> dict[str, dict[str, np.ndarray]]:
+    """Return what is found in two images: the same by all but int8-static, which sees nothing, and one that hides."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (2, 3, 56, 56), dtype=np.uint8)
+    maps = rng.dirichlet(np.ones(16), (2, 3)).reshape(2, 3, 4, 4).astype(np.float32)
+    found = {variant: {"images": images, "maps": maps} for variant in VARIANTS if variant != "fp16"}
+    found["int8-static"] = {"images": images, "maps": np.full_like(maps, 1 / 16)}
+    found["bf16"] = {"images": images, "reason": np.array("it computes attention in the dark")}
+    return found
+
+
+@pytest.mark.parametrize("font_scale", [1.0, 1.3])
+def test_attention_shows_every_map_or_why_there_is_none(font_scale: float, substitute: Samples) -> None:
+    style = use_style(substitute.figure_config | {"font_scale": font_scale})
+    figure = attention.draw(_maps(), {"fp16": NO_CPU}, style)
+    texts = [text.replace("\n", "") for text in _texts(figure)]
+    assert [variant for variant in VARIANTS if variant not in texts and variant not in ("fp16", "bf16")] == []
+    foot = figure.get_supxlabel().replace("\n", " ")
+    assert f"No map of fp16: {NO_CPU}." in foot
+    assert "No map of bf16: it computes attention in the dark." in foot
+    assert len([text for text in texts if text == "1.000"]) == 2 * 5  # two images by all but fp32 and int8-static
+    assert texts.count("even") == 2
+    figure.draw_without_rendering()
+    drawn, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
+    assert min(drawn.x0, drawn.y0) >= 0
+    assert (drawn.x1, drawn.y1) <= (width, height)
+
+
+def test_attention_tells_an_architecture_without_maps(samples: Samples) -> None:
+    images = np.zeros((1, 3, 56, 56), dtype=np.uint8)
+    found = {variant: {"images": images, "reason": np.array("vit_x has no [CLS] token")} for variant in VARIANTS}
+    texts = _texts(attention.draw(found, {}, use_style(samples.figure_config)))
+    assert "image" in texts
+    assert any("fp16-dynamic: vit_x has no [CLS] token." in text for text in texts)
+
+
+def test_the_colours_of_an_image_are_those_of_fp32(samples: Samples) -> None:
+    """A variant that attends elsewhere must not get colours of its own."""
+    found = _maps()
+    figure = attention.draw(found, {"fp16": NO_CPU}, use_style(samples.figure_config))
+    first = [ax.images[0] for ax in figure.axes if ax.images][1:7]
+    reference = found["fp32"]["maps"][0].mean(axis=0)
+    assert {image.get_clim() for image in first} == {
+        (float(reference.min()), float(np.percentile(reference, attention.PERCENTILE)))
+    }
+    np.testing.assert_allclose(first[0].get_array(), reference, rtol=1e-6)
+
+
+@pytest.mark.parametrize("suffix", ["svg", "png", "pdf"])
+def test_files_are_the_same_every_time(suffix: str, substitute: Samples, tmp_path: Path) -> None:
+    style: Style = use_style(substitute.figure_config)
+    for name in ("first", "second"):
+        save(pareto.draw(_table(substitute), style), [tmp_path / f"{name}.{suffix}"], dpi=60)
+    first = (tmp_path / f"first.{suffix}").read_bytes()
+    assert first == (tmp_path / f"second.{suffix}").read_bytes()
+    assert not any(mark in first for mark in (b"Date", b"matplotlib.org", b"<dc:date>"))
+
+
+def test_distribution_shows_every_call_of_every_variant(samples: Samples) -> None:
+    style = use_style(samples.figure_config)
+    timings = [json.loads(path.read_text()) for path in samples.latency if path.stem == "batch1"]
+    figure = distribution.draw(_table(samples), timings, style)
+    figure.draw_without_rendering()
+    texts = _texts(figure)
+    assert texts.count("n 400") == len(timings)
+    assert {"does not run on cpu", "does not run on cuda"} <= set(texts)
+    medians = {round(line.get_ydata().mean()): line.get_xdata()[0] for line in figure.axes[0].lines[4::6]}
+    assert medians[list(VARIANTS).index("bf16")] == pytest.approx(18.0 * 1.03, rel=0.01)
+
+
+def test_scaling_compares_the_most_threads_with_the_fewest(samples: Samples) -> None:
+    timings = [
+        {"variant": variant, "threads": threads, "batch_size": 2, "throughput_ips": rate, "verdict": verdict}
+        for variant, threads, rate, verdict in [
+            ("bf16", 4, 90.0, "noisy"), ("bf16", 1, 30.0, "ok"), ("fp32", 1, 10.0, "ok"), ("fp32", 4, 15.0, "ok")
+        ]
+    ]  # fmt: skip
+    figure = scaling.draw(timings, use_style(samples.figure_config))
+    texts = _texts(figure)
+    assert {"fp32 1.50x", "bf16 3.00x"} <= set(texts)
+    assert [list(line.get_xdata()) for line in figure.axes[0].lines] == [[1, 4], [1, 4]]
+    assert any("Timing noisy: bf16 with 4 threads" in text for text in texts)
+
+
+def test_throughput_rings_the_best_batch_size(samples: Samples) -> None:
+    table = read_summary(samples.root / "summary.csv")
+    cpu = throughput.draw(table, use_style(samples.figure_config)).axes[0]
+    rows = table[(table["device"] == "cpu") & (table["status"] != "unsupported")]
+    best = rows.groupby("variant")["throughput_ips"].max()
+    rings = [line for line in cpu.lines if line.get_markerfacecolor() == "none"]
+    assert sorted(float(ring.get_ydata()[0]) for ring in rings) == pytest.approx(sorted(best))

@@ -1,0 +1,193 @@
+"""Models of other runtimes: the process that runs them, and that they are the model that they were made of."""
+
+import os
+import sys
+import threading
+import time
+import types
+from collections.abc import Iterator
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dinoquant import runtimes
+from dinoquant.errors import UserError
+from dinoquant.files import write_json
+from dinoquant.network import architecture
+from dinoquant.recipes import Recipe
+from dinoquant.runtimes import onnx_file, remote
+from dinoquant.runtimes.remote import Remote, RemoteModel
+from dinoquant.runtimes.worker import receive, send, serve
+
+ARCHITECTURE, SIZE = "test_vit.r160_in1k", 160
+needs_peers = pytest.mark.skipif(bool(runtimes.missing("onnxruntime")), reason=str(runtimes.missing("onnxruntime")))
+
+
+@pytest.fixture
+def connection(monkeypatch: pytest.MonkeyPatch) -> Iterator[Connection]:
+    """A worker's end of the line, in a thread: its runtime sums up each image."""
+    fake = types.ModuleType("dinoquant.runtimes.fake")
+
+    def load(path: Path, card: dict[str, Any], batch_size: int) -> Any:
+        def run(images: Any) -> Any:
+            if len(images) != batch_size:
+                raise ValueError(f"a batch of {len(images)}")
+            time.sleep(0.02)
+            return images.sum((2, 3))
+
+        if not path.exists():
+            raise UserError(f"there is no {path.name}")
+        return run
+
+    fake.prepare, fake.load = lambda threads: None, load  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, fake.__name__, fake)
+    entry = runtimes.Runtime((".fake",), {"fp32": Recipe("fp32")}, libraries=("numpy",))
+    monkeypatch.setattr(runtimes, "RUNTIMES", runtimes.RUNTIMES | {"fake": entry})
+    monkeypatch.setattr("dinoquant.runtimes.worker.RUNTIMES", runtimes.RUNTIMES)
+    ours, theirs = Pipe()
+    thread = threading.Thread(target=serve, args=(theirs, "fake", 1, False))
+    thread.start()
+    yield ours
+    ours.close()
+    thread.join(5)
+    assert not thread.is_alive(), "the worker outlives the other side"
+
+
+def ask(connection: Connection, do: str, array: Any = None, **arguments: Any) -> Any:
+    send(connection, {"do": do, **arguments}, array)
+    return receive(connection)
+
+
+def test_worker_answers_times_features_and_errors(connection: Connection, tmp_path: Path) -> None:
+    images = np.random.default_rng(0).standard_normal((3, 3, 4, 4), dtype=np.float32)
+    assert ask(connection, "about") == ({"numpy": np.__version__}, None)
+    advice, _ = ask(connection, "load", model=str(tmp_path / "a.fake"), card={}, batch_size=4)
+    assert advice == {"advice": "there is no a.fake"}
+    assert ask(connection, "load", model=str(tmp_path), card={}, batch_size=4) == ({}, None)
+    _, features = ask(connection, "features", images)
+    np.testing.assert_array_equal(features, images.sum((2, 3)))
+    ask(connection, "ready", np.resize(images, (4, 3, 4, 4)))
+    assert 20 <= ask(connection, "time")[0]["ms"] < 1000
+    ask(connection, "ready", images)
+    assert "ValueError: a batch of 3" in ask(connection, "time")[0]["error"]
+    assert ask(connection, "about")[1] is None  # it goes on
+
+
+def test_a_runtime_that_is_missing_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(runtimes, "PEERS_PYTHON", tmp_path / "python")
+    with pytest.raises(UserError, match="openvino: the peers' environment is missing: make peers"):
+        Remote("openvino", 1)
+
+
+def test_a_process_that_dies_is_named_with_its_last_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    broken = tmp_path / "python"
+    broken.write_text("#!/bin/sh\necho out of memory >&2\nexit 9\n")
+    broken.chmod(0o755)
+    monkeypatch.setattr(remote, "python", lambda runtime: str(broken))
+    with Remote("inductor", 1) as process, pytest.raises(RuntimeError, match=r"ended with 9:\nout of memory"):
+        process.about()
+
+
+@pytest.fixture(scope="module")
+def network() -> Any:
+    return architecture.seeded(ARCHITECTURE, None, 0)
+
+
+@pytest.fixture(scope="module")
+def onnx(network: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("onnx") / "fp32.onnx"
+    onnx_file.write(network, SIZE, path)
+    return path
+
+
+def converted(onnx: Path, folder: Path, runtime: str, recipe: str, **options: Any) -> Path:
+    """Make a model as the workflow does, with its card beside it."""
+    path = folder / f"model{runtimes.RUNTIMES[runtime].suffixes[0]}"
+    card = {"variant": "x", "runtime": runtime, "recipe": recipe, "options": options}
+    card |= {"architecture": ARCHITECTURE, "image_size": SIZE}
+    images = torch.randn(4, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1)).numpy()
+    with Remote(runtime, 1) as process:
+        process.ask("convert", images, source=str(onnx), target=str(path), card=card)
+    write_json(folder / "card.json", card)
+    return path
+
+
+@needs_peers
+@pytest.mark.parametrize(
+    ("runtime", "recipe", "options", "tolerance"),
+    [
+        ("onnxruntime", "fp32", {}, 1e-4),
+        ("onnxruntime", "int8-static", {}, 0.2),
+        ("onnxruntime", "int8-dynamic", {"weights": "per-tensor"}, 0.2),
+        ("openvino", "fp32", {}, 1e-4),
+        ("openvino", "int8-nncf", {"rest": "fp32"}, 0.2),
+    ],
+)
+def test_features_are_those_of_the_model(
+    network: Any, onnx: Path, tmp_path: Path, runtime: str, recipe: str, options: dict[str, str], tolerance: float
+) -> None:
+    path = converted(onnx, tmp_path, runtime, recipe, **options)
+    images = torch.randn(16, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        expected = network(images)
+    scale = expected.abs().max()
+    for batch_size, count in ((1, 1), (16, 16), (16, 3)):
+        with RemoteModel(path, batch_size=batch_size, threads=1) as remote_model:
+            found = remote_model(images[:count])
+        deviation = (found - expected[:count]).abs().max() / scale
+        assert deviation < tolerance
+        assert recipe == "fp32" or deviation > 1e-3, "nothing was quantized"
+
+
+@needs_peers
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_times_and_then_sleeps(onnx: Path, tmp_path: Path, runtime: str) -> None:
+    path = converted(onnx, tmp_path, runtime, "fp32")
+    with RemoteModel(path, batch_size=2, threads=2) as remote_model:
+        remote_model.ready(torch.zeros(2, 3, SIZE, SIZE))
+        start = time.perf_counter()
+        taken = [remote_model.time() for _ in range(5)]
+        assert 0 < sum(taken) <= 1e3 * (time.perf_counter() - start)
+        pid = remote_model._process.pid
+        before = processor_seconds(pid)
+        time.sleep(0.5)
+        # Spinning threads would take half a second or more; an idle process may take a tick or two of the clock.
+        assert processor_seconds(pid) - before <= 0.05, "threads spin while something else may be timed"
+
+
+def processor_seconds(pid: int) -> float:
+    """Return what all threads of a process have taken (proc(5): utime and stime)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
+
+
+@needs_peers
+def test_footprint_is_that_of_the_model_alone(onnx: Path, tmp_path: Path) -> None:
+    path = converted(onnx, tmp_path, "openvino", "fp32")
+    found = remote.footprint(path, threads=1)
+    assert found["size_mb"] == sum(path.with_suffix(s).stat().st_size for s in (".xml", ".bin")) / 1e6
+    assert found["load_ms"] > 0
+    assert found["first_inference_ms"] > 0
+    assert 0 < found["peak_rss_mb"] < 500
+    assert found["baseline_rss_mb"] > 20
+
+
+@pytest.mark.skipif(bool(runtimes.missing("inductor")), reason=str(runtimes.missing("inductor")))
+def test_inductor_int8_takes_any_batch_size(network: Any, tmp_path: Path) -> None:
+    torch.save(network.state_dict(), tmp_path / "state_dict.pt")
+    path = converted(tmp_path / "state_dict.pt", tmp_path, "inductor", "int8-pt2e")
+    images = torch.randn(16, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        expected = network(images)
+    with RemoteModel(path, batch_size=16, threads=2) as remote_model:
+        together = remote_model(images)
+        assert (together - expected).abs().max() < 0.2 * expected.abs().max()
+        assert (together - expected).abs().max() > 1e-3 * expected.abs().max(), "nothing was quantized"
+    with RemoteModel(path, batch_size=1, threads=2) as remote_model:
+        alone = torch.cat([remote_model(image[None]) for image in images])
+    assert (together - alone).abs().max() < 0.1 * expected.abs().max()

@@ -1,0 +1,213 @@
+"""What a person is told about a config that cannot work, and what a good one is completed to."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dinoquant import runtimes
+from dinoquant.config import complete, unsupported
+from dinoquant.errors import UserError
+from dinoquant.runtimes import RUNTIMES
+
+ROOT = Path(__file__).parents[1]
+SCHEMA = yaml.safe_load((ROOT / "workflow/schemas/config.schema.yaml").read_text())
+GOOD = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+
+
+def merged(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
+    result = copy.deepcopy(base)
+    for key, value in change.items():
+        result[key] = merged(result.get(key) or {}, value) if isinstance(value, dict) else value
+    return result
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"variants": {"x": {"recipe": "int8-dynamc"}}}, ["variants.x.recipe", "did you mean `int8-dynamic`"]),
+        ({"variants": {"x": {"recipe": "bf16", "engine": "x86"}}}, ["variants.x", "`engine` of the recipe bf16"]),
+        ({"variants": {"x": {"recipe": "int8-dynamic", "weight": "per-tensor"}}}, ["did you mean `weights`"]),
+        ({"variants": {"x": {"recipe": "int8-dynamic", "modules": ["Lnear"]}}}, ["did you mean `Linear`"]),
+        ({"variants": {"x": {"recipe": "int8-dynamic", "modules": []}}}, ["variants.x.modules"]),
+        ({"variants": {"x": {"recipe": "int8-static", "observer": 3}}}, ["variants.x.observer", "minmax"]),
+        ({"variants": {"x": {"runtime": "openvno", "recipe": "fp32"}}}, ["x.runtime", "did you mean `openvino`"]),
+        ({"variants": {"x": {"runtime": "openvino", "recipe": "int8-ncf"}}}, ["openvino", "did you mean `int8-nncf`"]),
+        ({"variants": {"x": {"runtime": "openvino", "recipe": "int8-smooth"}}}, ["the runtime torchscript has it"]),
+        ({"variants": {"x": {"recipe": "int8-nncf"}}}, ["of the runtime torchscript; the runtime openvino has it"]),
+        (
+            {"variants": {"x": {"runtime": "openvino", "recipe": "int8-nncf", "rest": "fp16"}}},
+            ["variants.x.rest: found 'fp16'"],
+        ),
+        ({"variants": {"x": {"runtime": "inductor", "recipe": "bf16", "rest": "bf16"}}}, ["`rest` of the recipe bf16"]),
+        ({"variants": {"fp32": {"runtime": "openvino", "recipe": "fp32"}}}, ["there is none called fp32"]),
+        ({"variants": {"fp32": {"recipe": "bf16"}}}, ["there is none called fp32"]),
+        ({"latency": {"batch_sizes": ["one"]}}, ["latency.batch_sizes.0", "'integer'"]),
+        ({"latency": {"batch_sizes": []}}, ["latency.batch_sizes"]),
+        ({"latency": {"threads": "all"}}, ["latency.threads", "`auto` or a whole number"]),
+        ({"latency": {"rounds": 5}}, ["latency.rounds", "minimum of 6"]),
+        ({"accuracy": {"temperature": 0}}, ["accuracy.temperature"]),
+        ({"dataset": {"source": "generated", "queries": 20, "bank_per_class": 60}}, ["only 600"]),
+    ],
+)
+def test_mistake_is_explained(change: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(UserError) as error:
+        complete(merged(GOOD, change), SCHEMA)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_numbers_given_on_the_command_line_are_read() -> None:
+    """Snakemake's --config passes those of nested keys on as text."""
+    change = {
+        "dataset": {"queries": "500"},
+        "latency": {"batch_sizes": ["1", "4"], "threads": "2", "block_seconds": "0.5"},
+        "model": {"image_size": "null"},
+    }
+    assert complete(merged(GOOD, change), SCHEMA) == complete(
+        merged(
+            GOOD,
+            {
+                "dataset": {"queries": 500},
+                "latency": {"batch_sizes": [1, 4], "threads": 2, "block_seconds": 0.5},
+                "model": {"image_size": None},
+            },
+        ),
+        SCHEMA,
+    )
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    with pytest.raises(UserError) as error:
+        complete(merged(GOOD, {"sed": 1, "latency": {"rounds": 1}}), SCHEMA)
+    assert "`sed`" in str(error.value)
+    assert "latency.rounds" in str(error.value)
+
+
+def test_defaults_reach_every_level() -> None:
+    minimal = {
+        "dataset": {"source": "a.zip"},
+        "model": {"architecture": "test_vit", "checkpoint": "seeded"},
+        "variants": {"fp32": {"recipe": "fp32"}, "int8": {"recipe": "int8-static"}},
+    }
+    config = complete(minimal, SCHEMA)
+    assert config["dataset"]["bank_per_class"] == 50
+    assert config["dataset"]["generated"]["classes"] == 20
+    assert config["latency"]["batch_sizes"] == [1, 16]
+    assert config["devices"] == "auto"
+    assert config["variants"]["int8"] == {
+        "runtime": "torchscript",
+        "recipe": "int8-static",
+        "modules": ["Linear"],
+        "weights": "per-channel",
+        "observer": "minmax",
+        "engine": "auto",
+    }
+    assert complete(config, SCHEMA) == config
+    assert "latency" not in minimal
+
+
+def test_every_key_has_a_description_and_a_default_or_is_required() -> None:
+    def check(schema: dict[str, Any], where: str) -> None:
+        for key, entry in schema.get("properties", {}).items():
+            resolved = {**SCHEMA["$defs"][entry["$ref"].rsplit("/", 1)[1]], **entry} if "$ref" in entry else entry
+            assert resolved.get("description"), f"{where}.{key}"
+            assert "default" in resolved or key in schema.get("required", []), f"{where}.{key}"
+            check(resolved, f"{where}.{key}")
+
+    check(SCHEMA, "config")
+    for recipes in (SCHEMA["$defs"]["recipes"], *SCHEMA["$defs"]["runtimes"].values()):
+        for name, recipe in recipes.items():
+            check(recipe, name)
+
+
+def test_schema_and_registries_know_the_same_runtimes_and_recipes() -> None:
+    listed = SCHEMA["properties"]["variants"]["additionalProperties"]["properties"]["runtime"]["enum"]
+    assert set(listed) == set(RUNTIMES) == {"torchscript", *SCHEMA["$defs"]["runtimes"]}
+    for runtime, known in RUNTIMES.items():
+        described = SCHEMA["$defs"]["runtimes"].get(runtime, SCHEMA["$defs"]["recipes"])
+        assert set(described) == set(known.recipes)
+
+
+def test_variant_set_to_null_is_left_out() -> None:
+    assert "bf16" not in complete(merged(GOOD, {"variants": {"bf16": None}}), SCHEMA)["variants"]
+
+
+def test_unsupported_gives_a_reason_for_the_devices_asked() -> None:
+    recipes = {"a": "fp16", "b": "int8-dynamic", "c": "bf16"}
+    variants = {name: {"runtime": "torchscript", "recipe": recipe} for name, recipe in recipes.items()}
+    assert set(unsupported(variants, ["cpu"])) == {"a"}
+    assert "GPU" in unsupported(variants, ["cpu"])["a"]["cpu"]
+    assert set(unsupported(variants, ["cuda"])) == {"b"}
+
+
+def test_what_lacks_its_environment_is_unsupported_and_says_how_to_get_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(runtimes, "PEERS_PYTHON", tmp_path / "python")
+    monkeypatch.setattr(runtimes.shutil, "which", lambda name: None)
+    found = unsupported(complete(GOOD, SCHEMA)["variants"], ["cpu"])
+    assert (
+        found["openvino-fp32"]["cpu"]
+        == found["onnxruntime-int8-static"]["cpu"]
+        == ("the peers' environment is missing: make peers")
+    )
+    assert "install g++" in found["inductor-fp32"]["cpu"]
+    assert "int8-static" not in found
+
+
+def variants_of(change: dict[str, Any]) -> dict[str, Any]:
+    return complete(merged(GOOD, {"variants": change}), SCHEMA)["variants"]
+
+
+def test_a_sweep_is_a_variant_for_each_combination() -> None:
+    sweep = {"recipe": "int8-mixed", "sweep": {"default": ["int8", "bf16"], "attention": ["bf16", "fp32"]}}
+    found = {name: options for name, options in variants_of({"m": sweep}).items() if name.startswith("m")}
+    assert list(found) == [
+        f"m.default-{default}.attention-{attention}" for default in ("int8", "bf16") for attention in ("bf16", "fp32")
+    ]
+    one = found["m.default-bf16.attention-fp32"]
+    assert (one["recipe"], one["default"], one["attention"]) == ("int8-mixed", "bf16", "fp32")
+    assert one == variants_of({"x": {"recipe": "int8-mixed", "default": "bf16", "attention": "fp32"}})["x"]
+
+
+def test_a_sweep_may_have_numbers_and_lists_and_leave_a_point_out() -> None:
+    lists = {"recipe": "int8-static", "observer": "minmax", "sweep": {"modules": [["Linear"], ["Linear", "Conv2d"]]}}
+    found = variants_of({"s": lists, "a": {"recipe": "int8-auto", "sweep": {"cosine": [0.99, 0.999]}}})
+    assert found["s.modules-Linear+Conv2d"]["modules"] == ["Linear", "Conv2d"]
+    assert found["a.cosine-0.99"]["cosine"] == 0.99
+    assert "s.modules-Linear" not in variants_of({"s": lists, "s.modules-Linear": None})
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"s": {"recipe": "int8-smooth", "sweep": {}}}, ["variants.s.sweep"]),
+        ({"s": {"recipe": "int8-smooth", "sweep": {"attention": []}}}, ["variants.s.sweep.attention"]),
+        ({"s": {"recipe": "int8-smooth", "sweep": {"attention": "bf16"}}}, ["variants.s.sweep.attention", "'array'"]),
+        ({"s": {"recipe": "int8-smooth", "sweep": {"recipe": ["bf16"]}}}, ["variants.s.sweep"]),
+        ({"s": {"recipe": "int8-smooth", "sweep": {"attention": ["bf17"]}}}, ["variants.s.attention-bf17.attention"]),
+        ({"s": {"recipe": "int8-smooth", "sweep": {"atention": ["bf16"]}}}, ["did you mean `attention`"]),
+        ({"s": {"recipe": "int8-smooth", "attention": "bf16", "sweep": {"attention": ["fp32"]}}}, ["given twice"]),
+        ({"s": {"recipe": "int8-smooth", "sweep": {"attention": ["bf16", "bf16"]}}}, ["two of its variants"]),
+        (
+            {"s": {"recipe": "int8-smooth", "sweep": {"attention": ["../x"]}}},
+            ["variants.s.sweep", "cannot be a variant"],
+        ),
+        ({"s": {"recipe": "int8-auto", "sweep": {"cosine": list(range(1001))}}}, ["1001 variants; at most 1000"]),
+        (
+            {
+                "s.attention-bf16": {"recipe": "int8-smooth"},
+                "s": {"recipe": "int8-smooth", "sweep": {"attention": ["bf16"]}},
+            },
+            ["two variants called s.attention-bf16"],
+        ),
+    ],
+)
+def test_mistake_in_a_sweep_is_explained(change: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(UserError) as error:
+        variants_of(change)
+    for word in words:
+        assert word in str(error.value)

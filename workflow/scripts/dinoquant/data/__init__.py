@@ -1,0 +1,1 @@
+"""The images: get an archive, check it, select and pack what a run uses, and prepare it for the model."""

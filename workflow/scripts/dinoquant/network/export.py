@@ -1,0 +1,127 @@
+"""Write a model as a TorchScript file that stock PyTorch loads without this project, and read it back."""
+
+import io
+import json
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dinoquant.errors import UserError
+from dinoquant.files import atomic
+from dinoquant.network.card import read_card
+from dinoquant.recipes.base import Quantized, engine
+
+CARD = "dinoquant.json"
+# Largest deviation allowed, relative to the largest feature: rounding of another summation order in float32, and of
+# bfloat16's 8 bit mantissa or a flipped int8 rounding carried through the layers.
+TOLERANCE_FLOAT32 = 1e-4
+TOLERANCE_REDUCED = 3e-2
+
+
+def export(
+    quantized: Quantized, path: str | Path, variant: str, options: Mapping[str, Any], info: Mapping[str, Any]
+) -> None:
+    """Trace ``quantized`` and write it to ``path``: float32 ``[B, 3, S, S]`` -> float32 ``[B, D]`` for any B.
+
+    The trace is taken at batch 1 and compared with the module at batch 2; the file is loaded again and compared with
+    the trace. What the file is, it says itself: `dinoquant.network.card.read_card`.
+
+    :param options: the variant's, with its recipe.
+    :param info: the float model's `info.json`.
+
+    Raises UserError if the model yields no feature vectors, RuntimeError if one of the comparisons fails.
+    """
+    images = torch.randn(2, 3, info["image_size"], info["image_size"], generator=torch.Generator().manual_seed(0))
+    traced = _trace(quantized, images[:1])
+    with torch.no_grad():
+        expected = quantized.module(images)
+        found = traced(images)
+    if found.ndim != 2:
+        raise UserError(
+            f"model.architecture yields {list(found.shape[1:])} per image, not one feature vector: "
+            "choose an architecture that pools its tokens."
+        )
+    tolerance = TOLERANCE_REDUCED if quantized.became else TOLERANCE_FLOAT32
+    require_close(found, expected, tolerance, "the trace and the model it was taken from")
+    card = {
+        "variant": variant,
+        "runtime": "torchscript",
+        "recipe": options["recipe"],
+        "options": dict(options),
+        **{key: info[key] for key in ("architecture", "image_size", "mean", "std")},
+        "engine": quantized.engine,
+        "torch": torch.__version__,
+    }
+    with atomic(path) as partial:
+        partial.write_bytes(_serialize(traced, card))
+        reloaded = load(partial)
+    with torch.no_grad():
+        require_close(reloaded(images), found, TOLERANCE_FLOAT32, "the file and the trace it was written from")
+
+
+def load(path: str | Path, device: str = "cpu") -> torch.jit.ScriptModule:
+    """Return a model that `export` wrote.
+
+    `torch.jit.load` alone packs quantized weights for PyTorch's default engine; this packs them for the variant's.
+    """
+    packed_for = read_card(Path(path))["engine"]
+    with engine(packed_for) if packed_for else nullcontext(), torchscript_warnings_known():
+        model: torch.jit.ScriptModule = torch.jit.load(path, device)  # type: ignore[no-untyped-call]  # not typed in torch
+    return model
+
+
+@contextmanager
+def torchscript_warnings_known() -> Iterator[None]:
+    """Keep PyTorch 2.15 from calling TorchScript deprecated at every call, and the tracer from listing fixed numbers.
+
+    TorchScript is what this project promises: `torch.jit.load` needs neither the project nor the code of the model. The
+    numbers fixed by the tracer are the image size and the activation scales; that the batch size is free is checked.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"`torch\.jit\..*is deprecated", FutureWarning)
+        warnings.filterwarnings("ignore", "Converting a tensor to a Python")  # a TracerWarning
+        yield
+
+
+@torch.no_grad()
+def _trace(quantized: Quantized, image: Tensor) -> torch.jit.ScriptModule:
+    with torchscript_warnings_known():
+        traced: torch.jit.ScriptModule = torch.jit.trace(  # type: ignore[no-untyped-call]  # not typed in torch
+            quantized.module.eval(), image, check_trace=False
+        )
+        if quantized.packs_on_loading:
+            return traced
+        frozen: torch.jit.ScriptModule = torch.jit.freeze(traced, preserved_attrs=list(quantized.variable))
+    return frozen
+
+
+def _serialize(traced: torch.jit.ScriptModule, card: Mapping[str, Any]) -> bytes:
+    """Return the file's bytes, which are equal for equal models.
+
+    PyTorch's own are not: the name of the file becomes part of the archive, and so do, as debug information, the paths
+    of all Python files that took part in the trace, a job's temporary script among them.
+    """
+    buffer, stripped = io.BytesIO(), io.BytesIO()
+    with torchscript_warnings_known():
+        torch.jit.save(traced, buffer, _extra_files={CARD: json.dumps(card, sort_keys=True).encode()})
+    buffer.seek(0)
+    reader, writer = torch._C.PyTorchFileReader(buffer), torch._C.PyTorchFileWriter(stripped)
+    for name in reader.get_all_records():
+        # The last one is a digest of the others, which the writer makes anew.
+        if not name.endswith((".debug_pkl", ".data/serialization_id")):
+            record = reader.get_record(name)
+            writer.write_record(name, record, len(record))
+    writer.write_end_of_file()
+    return stripped.getvalue()
+
+
+def require_close(found: Tensor, expected: Tensor, tolerance: float, what: str) -> None:
+    """Raise RuntimeError if two results differ by more than ``tolerance``, relative to the largest feature."""
+    deviation = float((found - expected).abs().max() / expected.abs().max())
+    if not deviation <= tolerance:  # written so that NaN fails too
+        raise RuntimeError(f"{what} differ by {deviation:.2g} of the largest feature; at most {tolerance:.2g} expected")

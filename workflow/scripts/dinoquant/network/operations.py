@@ -1,0 +1,56 @@
+"""Count the multiply-adds of a vision transformer, part by part."""
+
+from collections.abc import Mapping
+
+import torch
+from timm.models import VisionTransformer
+from torch.func import functional_call
+from torch.utils.flop_counter import FlopCounterMode
+
+from dinoquant.network.architecture import side
+
+
+def macs(model: VisionTransformer) -> dict[str, int]:
+    """Return the multiply-adds for one image of every part that has some, by the part's name in the audit.
+
+    Those are the Linears, the patch embedding, and the two products of each attention, which the audit knows as its
+    softmax. PyTorch counts them on shapes alone: nothing is computed. Norms, exponentials and additions are left out.
+    """
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    shapes = {name: torch.empty_like(tensor, device="meta", requires_grad=False) for name, tensor in tensors.items()}
+    image = torch.empty(1, 3, side(model), side(model), device="meta")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        functional_call(model, shapes, image)
+    root = f"{type(model).__name__}."
+    total = {
+        name.removeprefix(root): sum(counts.values())
+        for name, counts in counter.get_flop_counts().items()
+        if name.startswith(root)
+    }
+    children: dict[str, int] = {}
+    for name, operations in total.items():
+        parent = name.rpartition(".")[0]
+        children[parent] = children.get(parent, 0) + operations
+    own = {name: operations - children.get(name, 0) for name, operations in total.items()}
+    # PyTorch counts a multiply-add as two operations.
+    return {_part(model, name): operations // 2 for name, operations in own.items() if operations}
+
+
+def needed(model: VisionTransformer, counted: Mapping[str, int]) -> dict[str, int]:
+    """Return which of the multiply-adds that `macs` counted the features depend on.
+
+    A model that reads its feature from the first token needs the others in its last block as keys and values alone: all
+    else that becomes of them there is never read, and some variants do not compute it.
+    """
+    if model.global_pool != "token":
+        return dict(counted)
+    tokens = model.patch_embed.num_patches + model.num_prefix_tokens
+    last = f"blocks.{len(model.blocks) - 1}."
+    share = {f"{last}{part}": (1, tokens) for part in ("attn.softmax", "attn.proj", "mlp.fc1", "mlp.fc2")}
+    share[f"{last}attn.qkv"] = (2 * tokens + 1, 3 * tokens)
+    whole = (1, 1)
+    return {name: count * share.get(name, whole)[0] // share.get(name, whole)[1] for name, count in counted.items()}
+
+
+def _part(model: VisionTransformer, name: str) -> str:
+    return f"{name}.softmax" if hasattr(model.get_submodule(name), "fused_attn") else name

@@ -1,0 +1,1 @@
+"""What the int8 recipes share: scales from calibration images, rounding, and the transformer put together anew."""

@@ -1,0 +1,1 @@
+"""What was measured, for people: the summary, the recommendation, the page and the figures."""

@@ -1,0 +1,93 @@
+"""What a model takes on disk and in memory, and how long a fresh process waits for its first answer.
+
+Call `measure` once, in a process that has imported its runtime and done nothing else with it. Needs no PyTorch.
+"""
+
+import re
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from dinoquant.files import read_through
+
+MB = 1e6
+KIB = 1024
+STATUS = Path("/proc/self/status")
+CLEAR_REFS = Path("/proc/self/clear_refs")
+
+
+def measure(
+    files: Sequence[Path], load: Callable[[], Callable[[], object]], gpu_bytes: Callable[[], int] | None = None
+) -> dict[str, Any]:
+    """Load a model, run it once on one image, and return sizes in 1e6 bytes and times in ms.
+
+    ``files`` are all files of the model. They are read once beforehand, so that ``load_ms`` is the time from the page
+    cache, not from the disk. ``load`` loads them and returns a function that runs the model on an image that is ready
+    and waits for the result; on a GPU both wait until it is idle, and its context exists already: it is the same for
+    every model. The allocator is left as the system has it, unlike in timings (`dinoquant.runtimes.allocator`).
+
+    ``peak_rss_mb`` is the host's memory, the highest value during load and first inference minus ``baseline_rss_mb``,
+    what the process held before; ``peak_rss_source`` says where it was read. ``gpu_memory_mb`` is what ``gpu_bytes``,
+    the most that was held on the GPU so far, says at the end; None without a GPU. The first inference includes the
+    runtime's profiling and compiling and the start of its threads, as it does for a user.
+    """
+    for file in files:
+        read_through(file)
+    source = restart_peak()
+    baseline = rss_bytes()
+    start = time.perf_counter()
+    run = load()
+    loaded = time.perf_counter()
+    run()
+    finished = time.perf_counter()
+    peak = peak_rss_bytes()
+    return {
+        "size_mb": sum(file.stat().st_size for file in files) / MB,
+        "load_ms": (loaded - start) * 1e3,
+        "first_inference_ms": (finished - loaded) * 1e3,
+        "peak_rss_mb": (peak - baseline) / MB,
+        "peak_rss_source": source,
+        "baseline_rss_mb": baseline / MB,
+        "gpu_memory_mb": gpu_bytes() / MB if gpu_bytes else None,
+    }
+
+
+def restart_peak() -> str:
+    """Let the peak count from now on, as Linux can (proc(5), clear_refs), and return what it is read from.
+
+    Elsewhere, or where /proc is read-only, it counts from the start of the process: an import that took more than the
+    model would hide the model.
+    """
+    with suppress(OSError):
+        CLEAR_REFS.write_text("5")
+        return "VmHWM"
+    return "ru_maxrss since process start" if _status_bytes("VmHWM") is None else "VmHWM since process start"
+
+
+def rss_bytes() -> int:
+    """Return how much memory this process holds in bytes; the peak where the system tells no more."""
+    current = _status_bytes("VmRSS")
+    return _max_rss_bytes() if current is None else current
+
+
+def peak_rss_bytes() -> int:
+    """Return the most memory this process has held, in bytes, since `restart_peak` where that can be had."""
+    peak = _status_bytes("VmHWM")
+    return _max_rss_bytes() if peak is None else peak
+
+
+def _status_bytes(key: str) -> int | None:
+    try:
+        found = re.search(rf"^{key}:\s+(\d+) kB", STATUS.read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    return int(found[1]) * KIB if found else None
+
+
+def _max_rss_bytes() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * KIB  # bytes on macOS, KiB elsewhere
