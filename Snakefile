@@ -27,7 +27,10 @@ except UserError as error:
     raise WorkflowError(str(error)) from None
 
 
-include: "workflow/rules/common.smk"
+include: "workflow/rules/code.smk"
+include: "workflow/rules/sources.smk"
+include: "workflow/rules/variants.smk"
+include: "workflow/rules/params.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/model.smk"
 include: "workflow/rules/sensitivity.smk"

@@ -137,19 +137,19 @@ def test_a_change_of_the_config(run: Checkout, overlay: dict, expected: set[str]
 @pytest.mark.parametrize(
     ("module", "expected"),
     [
-        ("knn", accuracy(*VARIANTS) | probe(*VARIANTS) | AGGREGATE),
-        ("fidelity", accuracy(*VARIANTS) | AGGREGATE),
-        ("attention", attention(*VARIANTS) | {"write_report", "record_provenance"}),
-        ("probe", probe(*VARIANTS) | AGGREGATE),
-        ("latency", latency(*VARIANTS) | energy(*VARIANTS) | AGGREGATE),
+        ("judge/knn", accuracy(*VARIANTS) | probe(*VARIANTS) | AGGREGATE),
+        ("judge/fidelity", accuracy(*VARIANTS) | AGGREGATE),
+        ("judge/attention", attention(*VARIANTS) | {"write_report", "record_provenance"}),
+        ("judge/probe", probe(*VARIANTS) | AGGREGATE),
+        ("measure/rounds", latency(*VARIANTS) | energy(*VARIANTS) | AGGREGATE),
         ("recipes/static", whole("int8-static") | AGGREGATE),
-        ("figures/size", PAGE),
-        ("report", {"write_report"}),
-        ("provenance", {"record_provenance"}),
-        ("energy", energy(*VARIANTS) | AGGREGATE),
-        ("peaks", {MACHINE, "derive_limits"} | AGGREGATE),
-        ("operations", {"derive_limits"} | AGGREGATE),
-        ("generate", EVERYTHING - {"export_fp32", "quantize variant=fp16", MACHINE} - whole(*VARIANTS)
+        ("report/figures/size", PAGE),
+        ("report/page", {"write_report"}),
+        ("report/provenance", {"record_provenance"}),
+        ("measure/energy", energy(*VARIANTS) | AGGREGATE),
+        ("measure/peaks", {MACHINE, "derive_limits"} | AGGREGATE),
+        ("network/operations", {"derive_limits"} | AGGREGATE),
+        ("data/generate", EVERYTHING - {"export_fp32", "quantize variant=fp16", MACHINE} - whole(*VARIANTS)
          | accuracy(*VARIANTS) | probe(*VARIANTS) | attention(*VARIANTS) | per_variant("extract_features", *VARIANTS)
          | whole("int8-static")),
     ],

@@ -1,0 +1,50 @@
+"""What rules take: inputs that depend on the recipe, and their smallest slice of the config."""
+
+
+def calibration(wildcards):
+    """Return the images, for the recipes that look at some."""
+    calibrated = recipe_of(wildcards.variant).calibrated
+    return {"images": "results/data/images.npy", "manifest": "results/data/manifest.csv"} if calibrated else {}
+
+
+def sensitivity_table(wildcards):
+    """Return what the analysis of single modules found, for the recipes that choose by it."""
+    return {"sensitivity": "results/sensitivity.csv"} if recipe_of(wildcards.variant).sensitivity else {}
+
+
+def whole_machine(wildcards):
+    """Take every core of --cores, so that nothing runs beside a measurement; under Slurm the profile sees to it."""
+    return workflow.cores
+
+
+def timing(threads, batch_size):
+    """Return what a timing depends on."""
+    keys = ("rounds", "processes", "block_seconds", "warmup_seconds")
+    protocol = {key: config["latency"][key] for key in keys} | {"seed": config["seed"]}
+    return tidy({"protocol": protocol, "threads": threads, "batch_size": batch_size})
+
+
+def without_attention():
+    """Return the variants whose attention cannot be looked at, with the reasons."""
+    reasons = {}
+    for variant in VARIANTS:
+        if runtime_of(variant) != runtimes.TORCHSCRIPT:
+            reasons[variant] = "only the operators of TorchScript files can be watched"
+        elif not extraction_device(variant):
+            reasons[variant] = "; ".join(UNSUPPORTED[variant][device] for device in DEVICES)
+    return reasons
+
+
+def look(wildcards):
+    """Return the part of the config that this figure shows; what it does not use must not redraw it."""
+    return tidy(
+        {key: config["figures"][key] for key in ("palette", "font_scale", "dpi")}
+        | {
+            "variants": [] if wildcards.figure == "sensitivity" else list(VARIANTS),
+            "batch_size": (
+                config["figures"]["batch_size"] if wildcards.figure in ("latency", "distribution", "pareto") else None
+            ),
+            "missing": without_attention() if wildcards.figure == "attention" else {},
+            "substitute": ", ".join(SUBSTITUTES) or None,
+        }
+    )

@@ -1,0 +1,55 @@
+"""Where the data set and the checkpoint lie, and what stands in for them."""
+
+import json
+import os
+import re
+from urllib.parse import urlparse
+
+# What stands in for real images and trained weights; whatever shows an accuracy says so.
+SUBSTITUTES = ["generated data set"] * (config["dataset"]["source"] == "generated")
+SUBSTITUTES += ["seeded weights"] * (config["model"]["checkpoint"] == "seeded")
+
+
+def is_url(source):
+    return "://" in source
+
+
+def place(section, key, folder, substitute):
+    """Return where the file of a source lies: downloads and generated files in `folder`, a local file where it is."""
+    source = config[section][key]
+    if source == substitute:
+        return None
+    if not is_url(source):
+        if unsafe := sorted(set(re.findall(r"[$`\\{}\x00-\x1f]", source))):
+            raise WorkflowError(
+                f"{section}.{key}: {source!r} has {' '.join(map(repr, unsafe))} in its name, which means something else to "
+                "Snakemake or to a shell on the way to a cluster's node. Rename the file, or link to it by another name."
+            )
+        if not Path(source).is_file():
+            raise WorkflowError(
+                f"{section}.{key}: there is no file {source}. Expected an http(s) URL, the path of an existing file "
+                f"(relative to {os.getcwd()}), or `{substitute}`."
+            )
+        return source
+    url = urlparse(source)
+    if url.scheme not in ("http", "https") or not Path(url.path).name.strip("."):
+        raise WorkflowError(f"{section}.{key}: {source} is not an http(s) URL that ends in a file's name.")
+    return f"{folder}/{re.sub(r'[^A-Za-z0-9_.+-]', '_', Path(url.path).name)}"
+
+
+def untracked_checksum(section, source, receipt):
+    """Return the expected digest as a parameter that triggers no rerun: pinning what was used must cost nothing.
+
+    Snakemake does not track parameters that name `output`. So that a digest that does not fit is noticed all the same,
+    it is compared with the receipt of the file in use.
+    """
+    checksum = config[section]["checksum"]
+    used = json.loads(Path(receipt).read_text()) if Path(receipt).is_file() else {}
+    if checksum and used.get("source") == source:
+        kind, digest = checksum.split(":")
+        if used[kind] != digest:
+            raise WorkflowError(
+                f"{section}.checksum: expected {checksum}, but {used['file']}, which is in use, has {kind}:{used[kind]}. "
+                f"Correct the checksum, or delete {used['file']} to get it again."
+            )
+    return lambda wildcards, output: checksum

@@ -1,0 +1,85 @@
+"""Which devices and variants there are, which runs where, and the files of their models."""
+
+import re
+
+from dinoquant import runtimes
+from dinoquant.config import unsupported
+from dinoquant.machine import cuda_devices
+
+
+def resolve_devices():
+    """Return the devices to measure on; one that was asked for by name and is missing stops the run."""
+    # The processors and GPUs of a head node say nothing about those of the nodes. What executor there is, Snakemake
+    # tells only after it has read the rules; but only one that submits jobs is told how many there may be (--jobs).
+    elsewhere = workflow.nodes is not None or workflow.remote_exec
+    here = ["cpu"] if elsewhere or not cuda_devices() else ["cpu", "cuda"]
+    asked = here if config["devices"] == "auto" else config["devices"]
+    for key, device in [("devices", d) for d in asked] + [("accuracy.device", config["accuracy"]["device"])]:
+        if device not in here and not elsewhere:
+            raise WorkflowError(
+                f"{key}: {device} was asked for, but this machine has no such device. It has: {', '.join(here)}."
+            )
+    return asked
+
+
+DEVICES = resolve_devices()
+VARIANTS = config["variants"]
+UNSUPPORTED = unsupported(VARIANTS, ["cpu", "cuda"])
+BATCH_SIZES = config["latency"]["batch_sizes"]
+
+
+def runs_on(variant, device):
+    return device not in UNSUPPORTED.get(variant, {})
+
+
+def extraction_device(variant):
+    """Return where the variant's features are extracted, or None if no device that may be used can run it."""
+    return next(
+        (d for d in [config["accuracy"]["device"], *DEVICES] if runs_on(variant, d)),
+        None,
+    )
+
+
+def recipe_of(variant):
+    return runtimes.recipe_of(VARIANTS[variant])
+
+
+def runtime_of(variant):
+    return VARIANTS[variant]["runtime"]
+
+
+def of_runtime(runtime):
+    """Return a pattern of the names of the runtime's variants; it fits nothing if there are none."""
+    return "|".join(re.escape(variant) for variant in VARIANTS if runtime_of(variant) == runtime) or "(?!)"
+
+
+def artifacts(variant):
+    """Return the files that make up the variant's model; none where what makes it is missing."""
+    if runtimes.missing(runtime_of(variant)):
+        return []
+    return [f"results/models/{variant}/model{suffix}" for suffix in runtimes.RUNTIMES[runtime_of(variant)].suffixes]
+
+
+def artifact(variant):
+    """Return the file of the variant's model that is loaded, and measured."""
+    return artifacts(variant)[0]
+
+
+def runtime_modules(variant):
+    """Return the modules of the library by which the variant's model is made and run, in other runtimes than ours."""
+    return [] if runtime_of(variant) == runtimes.TORCHSCRIPT else [f"dinoquant.runtimes.{runtime_of(variant)}"]
+
+
+def locks(variant):
+    """Return the locks of all environments that the variant depends on."""
+    return [LOCK, PEERS_LOCK] if runtimes.RUNTIMES[runtime_of(variant)].peer else [LOCK]
+
+
+wildcard_constraints:
+    variant=r"[A-Za-z0-9][A-Za-z0-9_.+-]*",
+    device="cpu|cuda",
+    batch=r"\d+",
+    threads=r"\d+",
+    shard=r"\d+",
+    shards=r"\d+",
+    figure="[a-z]+",
