@@ -34,7 +34,7 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def test_processes_share_the_rounds_of_a_timing(asked: dict[str, Any]) -> None:
     before = time.time()
-    parts = repeat(lambda process, counts: process.in_process(**asked, process=process, counts=counts), PROTOCOL)
+    parts = repeat(lambda number, counts: process.in_process(**asked, process=number, counts=counts), PROTOCOL)
     assert (
         before < parts[0]["started"] < parts[0]["finished"] < parts[1]["started"] < parts[1]["finished"] < time.time()
     )

@@ -10,7 +10,7 @@ from dinoquant.network import architecture, checkpoint
 
 
 @pytest.mark.parametrize(
-    ("architecture", "image_size", "tested_size", "dimension"),
+    ("name", "image_size", "tested_size", "dimension"),
     [
         ("vit_small_patch16_224.dino", None, 224, 384),
         ("vit_small_patch8_224.dino", 64, 64, 384),
@@ -20,9 +20,9 @@ from dinoquant.network import architecture, checkpoint
     ],
 )
 def test_dino_architectures_yield_feature_vectors(
-    architecture: str, image_size: int | None, tested_size: int, dimension: int
+    name: str, image_size: int | None, tested_size: int, dimension: int
 ) -> None:
-    network = architecture.seeded(architecture, image_size, 0)
+    network = architecture.seeded(name, image_size, 0)
     assert architecture.side(network) == tested_size
     with torch.no_grad():
         features = network(torch.randn(2, 3, tested_size, tested_size))
