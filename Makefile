@@ -1,7 +1,8 @@
 # One line each: what people do here. Every target makes the environment it needs.
 .PHONY: env peers demo run compare test lint bench lock
 CORES ?= all
-SNAKEMAKE = .venv/bin/snakemake --cores $(CORES)
+# V=1 shows Snakemake's own console, with every job and why it runs.
+SNAKEMAKE = PYTHONPATH=workflow/console .venv/bin/snakemake --cores $(CORES) $(if $(V),,--logger dinoquant)
 
 env: .venv/done
 .venv/done: envs/pipeline.lock envs/dev.lock

@@ -42,7 +42,7 @@ def test_user_error_is_a_message_without_a_traceback(
     snakemake: SimpleNamespace, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = fail(snakemake, UserError("dataset.source: there is no such file"))
-    assert capsys.readouterr().err == "quantize: dataset.source: there is no such file\n"
+    assert capsys.readouterr().err == "error in quantize: dataset.source: there is no such file\n"
     assert "dataset.source" in text
     assert "Traceback" not in text
 

@@ -78,12 +78,25 @@ def end_with_parent(by: int = signal.SIGTERM) -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, by)
 
 
+class _StderrFormatter(logging.Formatter):
+    """Messages behind the rule's name, further lines indented: workflow/console tells by this which lines are one."""
+
+    def __init__(self, rule: str) -> None:
+        super().__init__()
+        self.rule = rule
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the message, and the traceback of an error that nobody expected."""
+        start = "error in " if record.levelno >= logging.ERROR else ""
+        return f"{start}{self.rule}: {super().format(record)}".replace("\n", "\n  ")
+
+
 def _set_up_logging(path: Path, rule: str) -> None:
     to_file = logging.FileHandler(path, mode="w", encoding="utf-8")
     to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     to_stderr = logging.StreamHandler()
     to_stderr.setLevel(logging.INFO)
-    to_stderr.setFormatter(logging.Formatter(f"{rule}: %(message)s"))
+    to_stderr.setFormatter(_StderrFormatter(rule))
     log.handlers = [to_file, to_stderr]
     log.setLevel(logging.DEBUG)
     log.propagate = False
