@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dinoquant.files import atomic, read_json, write_json
+from dinoquant.files import atomic, read_json, read_rows, write_json, write_rows
 
 
 def test_success_puts_the_file_in_place(tmp_path: Path) -> None:
@@ -37,3 +37,21 @@ def test_json_has_no_word_for_nan(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON"):
         write_json(tmp_path / "b.json", {"value": float("nan")})
     assert not (tmp_path / "b.json").exists()
+
+
+def test_rows_are_read_as_they_were_written(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "table.csv"
+    write_rows(path, ["name", "number", "share"], [{"name": 'a "b", c', "number": 1, "share": 0.1}, {"number": None}])
+    assert path.read_bytes() == b'name,number,share\n"a ""b"", c",1,0.1\n,,\n'
+    assert read_rows(path) == [
+        {"name": 'a "b", c', "number": "1", "share": "0.1"},
+        {"name": "", "number": "", "share": ""},
+    ]
+
+
+def test_a_row_with_an_unknown_column_leaves_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    path.write_text("old")
+    with pytest.raises(ValueError, match="other"):
+        write_rows(path, ["name"], [{"name": "a"}, {"other": 1}])
+    assert path.read_text() == "old"

@@ -1,6 +1,5 @@
 """The analysis of single modules: what it computes is what the whole model with one change would give."""
 
-import csv
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from dinoquant.errors import UserError
+from dinoquant.files import read_rows, write_rows
 from dinoquant.judge import sensitivity
 from dinoquant.judge.sensitivity import UNCHANGED, changed_features, units
 from dinoquant.network import architecture
@@ -118,7 +118,7 @@ def test_every_module_and_kind_has_a_row_per_precision(network: nn.Module, table
         (name, precision) for name in expected for precision in (STATIC, PER_TOKEN)
     }
     assert len(table) == 2 * len(expected)
-    assert all((row["block"] == "") == (not row["module"].startswith("blocks.")) for row in table)
+    assert all((row["block"] is None) == (not row["module"].startswith("blocks.")) for row in table)
     assert all(row["module"].endswith(row["kind"]) for row in table)
     assert all(0 < row["cosine_p5"] <= row["cosine_mean"] < 1 for row in table)
 
@@ -148,9 +148,8 @@ def test_drop_and_agreement_count_the_queries_that_changed(
 
 
 def test_the_file_has_the_columns(table: list[dict[str, Any]], tmp_path: Path) -> None:
-    sensitivity.write(tmp_path / "sensitivity.csv", table)
-    with (tmp_path / "sensitivity.csv").open(newline="") as stream:
-        rows = list(csv.DictReader(stream))
+    write_rows(tmp_path / "sensitivity.csv", sensitivity.COLUMNS, table)
+    rows = read_rows(tmp_path / "sensitivity.csv")
     assert tuple(rows[0]) == sensitivity.COLUMNS
     assert [float(row["cosine_mean"]) for row in rows] == [row["cosine_mean"] for row in table]
 
@@ -163,7 +162,7 @@ def test_a_transformer_of_another_kind_is_refused(images: Tensor, seen: dict[str
 
 
 def _written(table: list[dict[str, Any]], folder: Path) -> pd.DataFrame:
-    sensitivity.write(folder / "sensitivity.csv", table)
+    write_rows(folder / "sensitivity.csv", sensitivity.COLUMNS, table)
     return pd.read_csv(folder / "sensitivity.csv")
 
 

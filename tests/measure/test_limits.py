@@ -1,6 +1,5 @@
 """The shortest time of a call: which products run in which precision, and which of the machine's roofs bounds them."""
 
-import csv
 import importlib
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from dinoquant.files import read_rows
 from dinoquant.measure import limits
 from dinoquant.network import audit, operations
 from dinoquant.recipes import RECIPES
@@ -84,8 +84,7 @@ def test_what_is_not_known_is_missing(macs: dict[str | None, int], tmp_path: Pat
     models = {"x": limits.Model(macs, 1000)}
     table = limits.rows(models, [MACHINE], INFO, [("cpu", "x")], [1, 4])
     limits.write(tmp_path / "limits.csv", table)
-    with (tmp_path / "limits.csv").open(newline="") as stream:
-        rows = list(csv.DictReader(stream))
+    rows = read_rows(tmp_path / "limits.csv")
     assert [row["batch_size"] for row in rows] == ["1", "4"]
     assert {row["limit_ms"] for row in rows} == {row["bound"] for row in rows} == {""}
     assert all(float(row["operations_per_byte"]) > 0 for row in rows)

@@ -1,12 +1,12 @@
 """The audit: complete, honest about what was left alone, and in agreement with the file."""
 
-import csv
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from dinoquant.files import read_rows
 from dinoquant.network import architecture, audit
 from dinoquant.network.export import export
 from dinoquant.recipes import cast, dynamic, static, weight_only
@@ -39,8 +39,7 @@ def audited(network: nn.Module, variant: str, folder: Path) -> tuple[dict[str, d
     info = architecture.info(network, "vit_tiny_patch16_224", "architecture", substitute=None, dropped=[])
     export(quantized, folder / "model.pt", variant, options, info)
     audit.write(folder / "audit.csv", network, options["recipe"], quantized)
-    with (folder / "audit.csv").open(newline="") as stream:
-        rows = list(csv.DictReader(stream))
+    rows = read_rows(folder / "audit.csv")
     assert tuple(rows[0]) == audit.COLUMNS
     return {row["module"]: row for row in rows}, (folder / "model.pt").stat().st_size
 

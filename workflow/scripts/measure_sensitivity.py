@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from dinoquant.data.manifest import read_split, spread
-from dinoquant.files import read_json
+from dinoquant.files import read_json, write_rows
 from dinoquant.job import job, span
 from dinoquant.machine import compute_threads
 
@@ -38,4 +38,4 @@ if __name__ == "__main__":
             found = sensitivity.changed_features(network, queries, observe(network, calibration))
             listed = sensitivity.units(network, queries[:1])
             table = list(sensitivity.rows(listed, found, labels[taken], bank, config))
-        sensitivity.write(snakemake.output.csv, table)
+        write_rows(snakemake.output.csv, sensitivity.COLUMNS, table)

@@ -1,26 +1,18 @@
 """Make one variant of the float32 model by its recipe, and audit what became of each module."""
 
-import csv
 import importlib
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from dinoquant.files import read_json
+from dinoquant.files import read_json, read_rows
 from dinoquant.job import job, span
 from dinoquant.network import architecture, audit, checkpoint
 from dinoquant.network.export import export
 from dinoquant.recipes import RECIPES
 
 if TYPE_CHECKING:
-    from snakemake.iocontainers import InputFiles, snakemake
-
-
-def sensitivity_table(inputs: "InputFiles") -> list[dict[str, str]]:
-    """Return the rows of `sensitivity.csv` as text by column."""
-    with Path(inputs.sensitivity).open(encoding="utf-8", newline="") as stream:
-        return list(csv.DictReader(stream))
+    from snakemake.iocontainers import snakemake
 
 
 if __name__ == "__main__":
@@ -39,7 +31,7 @@ if __name__ == "__main__":
                 from dinoquant.data.preprocess import calibration_images
 
                 calibration = calibration_images(snakemake.input.images, snakemake.input.manifest, info)
-            measured = {"sensitivity": sensitivity_table(snakemake.input)} if registered.sensitivity else {}
+            measured = {"sensitivity": read_rows(snakemake.input.sensitivity)} if registered.sensitivity else {}
             quantized = recipe.quantize(network, options, calibration, **measured)
             export(quantized, snakemake.output.model, snakemake.wildcards.variant, options, info)
             audit.write(snakemake.output.audit, network, options["recipe"], quantized)

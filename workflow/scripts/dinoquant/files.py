@@ -4,7 +4,7 @@ import csv
 import glob
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -79,3 +79,14 @@ def read_rows(path: str | Path) -> list[dict[str, str]]:
     """Return the rows of a CSV file as text by column."""
     with Path(path).open(encoding="utf-8", newline="") as stream:
         return list(csv.DictReader(stream))
+
+
+def write_rows(path: str | Path, columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> None:
+    """Write a CSV file, atomically: a header, and each row's values as `str` gives them; None and absent are empty.
+
+    Raises ValueError for a row with a key that is no column.
+    """
+    with atomic(path) as partial, partial.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)

@@ -1,10 +1,8 @@
 """Measure what each Linear alone costs the features and the k-NN accuracy once it is quantized, all else in float32."""
 
 import copy
-import csv
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +11,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dinoquant.files import atomic
 from dinoquant.judge.fidelity import cosine
 from dinoquant.judge.knn import predict
 from dinoquant.recipes import onednn
@@ -160,7 +157,7 @@ def rows(
             yield {
                 "module": unit.module,
                 "kind": unit.kind,
-                "block": "" if unit.block is None else unit.block,
+                "block": unit.block,
                 "precision": precision,
                 "images": len(labels),
                 "cosine_mean": float(cosines.mean()),
@@ -170,14 +167,6 @@ def rows(
                 "macs": unit.macs,
                 "parameters": unit.parameters,
             }
-
-
-def write(path: str | Path, table: Sequence[Mapping[str, Any]]) -> None:
-    """Write the rows as CSV."""
-    with atomic(path) as partial, partial.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(table)
 
 
 def _count(name: str, rows: dict[str, int]) -> Callable[[Any, Any, Tensor], None]:

@@ -3,7 +3,6 @@
 The bound of the roofline model (see `dinoquant.measure.peaks`). Needs no PyTorch.
 """
 
-import csv
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dinoquant.files import atomic
+from dinoquant.files import read_rows, write_rows
 
 COLUMNS = ("variant", "device", "batch_size", "gmacs", "limit_ms", "bound", "operations_per_byte")
 FLOAT_BYTES = 4
@@ -107,14 +106,12 @@ def rows(
 
 def read_became(audit: str | Path) -> dict[str, str]:
     """Return what every part became, by name, from an `audit.csv`."""
-    with Path(audit).open(encoding="utf-8", newline="") as stream:
-        return {row["module"]: row["became"] for row in csv.DictReader(stream)}
+    return {row["module"]: row["became"] for row in read_rows(audit)}
 
 
 def write(path: str | Path, table: Iterable[Row]) -> None:
     """Write the rows as CSV with six significant digits; missing values are empty."""
-    with atomic(path) as partial, partial.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        for row in table:
-            writer.writerow({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()})
+    rounded = (
+        {key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()} for row in table
+    )
+    write_rows(path, COLUMNS, rounded)

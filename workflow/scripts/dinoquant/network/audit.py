@@ -1,13 +1,12 @@
 """List for every part of the model what a variant asked of it, what it became, and what it weighs."""
 
-import csv
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from dinoquant.files import atomic
+from dinoquant.files import write_rows
 from dinoquant.recipes.base import Part, Quantized, parts
 from dinoquant.recipes.patch_embedding import is_patch_embedding
 
@@ -62,10 +61,7 @@ def rows(model: nn.Module, recipe: str, quantized: Quantized) -> Iterator[dict[s
 
 def write(path: str | Path, model: nn.Module, recipe: str, quantized: Quantized) -> None:
     """Write the rows as CSV."""
-    with atomic(path) as partial, partial.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows(model, recipe, quantized))
+    write_rows(path, COLUMNS, rows(model, recipe, quantized))
 
 
 def _verdict(model: nn.Module, part: Part) -> tuple[bool, str]:
