@@ -6,11 +6,11 @@ SNAKEMAKE = PYTHONPATH=workflow/console .venv/bin/snakemake --cores $(CORES) $(i
 
 env: .venv/done
 .venv/done: envs/pipeline.lock envs/dev.lock
-	python3 -m venv .venv && .venv/bin/pip install --quiet --require-hashes -r envs/pipeline.lock -r envs/dev.lock && touch $@
+	@python3 envs/install.py .venv envs/pipeline.lock envs/dev.lock && touch $@
 
 peers: .venv-peers/done
 .venv-peers/done: envs/peers.lock
-	python3 -m venv .venv-peers && .venv-peers/bin/pip install --quiet --require-hashes -r envs/peers.lock && touch $@
+	@python3 envs/install.py .venv-peers envs/peers.lock && touch $@
 
 demo: env
 	$(SNAKEMAKE) --configfile config/demo.yaml
