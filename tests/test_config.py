@@ -1,6 +1,7 @@
 """What a person is told about a config that cannot work, and what a good one is completed to."""
 
 import copy
+import re
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,11 @@ def merged(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
         ),
         ({"variants": {"x": {"runtime": "inductor", "recipe": "bf16", "rest": "bf16"}}}, ["`rest` of the recipe bf16"]),
         ({"variants": {"fp32": {"runtime": "openvino", "recipe": "fp32"}}}, ["there is none called fp32"]),
+        ({"presets": ["fp32", "int8-smoth"]}, ["presets: found 'int8-smoth'", "did you mean `int8-smooth`"]),
+        ({"presets": "int8-smooth"}, ["presets", "`all` or a list of names"]),
+        ({"presets": ["fp32", 8]}, ["presets", "`all` or a list of names"]),
+        ({"presets": ["bf16"]}, ["there is none called fp32"]),
+        ({"variants": {"int8-smoth": {"attention": "fp32"}}}, ["missing `recipe`", "the preset `int8-smooth`"]),
         ({"variants": {"fp32": {"recipe": "bf16"}}}, ["there is none called fp32"]),
         ({"latency": {"batch_sizes": ["one"]}}, ["latency.batch_sizes.0", "'integer'"]),
         ({"latency": {"batch_sizes": []}}, ["latency.batch_sizes"]),
@@ -129,6 +135,35 @@ def test_schema_and_registries_know_the_same_runtimes_and_recipes() -> None:
     for runtime, known in RUNTIMES.items():
         described = SCHEMA["$defs"]["runtimes"].get(runtime, SCHEMA["$defs"]["recipes"])
         assert set(described) == set(known.recipes)
+
+
+def chosen(presets: list[str] | str, variants: dict[str, Any]) -> dict[str, Any]:
+    return complete({**GOOD, "presets": presets, "variants": variants}, SCHEMA)["variants"]
+
+
+def test_presets_are_those_that_are_named() -> None:
+    assert list(chosen(["fp32", "bf16"], {})) == ["fp32", "bf16"]
+    assert list(chosen("all", {})) == list(SCHEMA["$defs"]["presets"])
+
+
+def test_the_page_lists_every_preset() -> None:
+    section = (ROOT / "config/README.md").read_text().split("## presets")[1].split("## variants")[0]
+    listed = re.findall(
+        "`([^`]+)`", "".join(line.split("|")[2] for line in section.splitlines() if line.startswith("| `"))
+    )
+    assert sorted(listed) == sorted(SCHEMA["$defs"]["presets"])
+
+
+def test_variants_add_to_the_presets_change_them_key_by_key_and_leave_them_out() -> None:
+    own = {"bf16": None, "int8-static": {"observer": "histogram"}, "int8-mixed": {"precisions": {"head": "bf16"}}}
+    variants = chosen(["fp32", "int8-static", "bf16"], {**own, "mine": {"recipe": "bf16"}, "int8-smooth": {}})
+    assert list(variants) == ["fp32", "int8-static", "int8-mixed", "mine", "int8-smooth"]
+    assert (variants["int8-static"]["observer"], variants["int8-static"]["modules"]) == (
+        "histogram",
+        ["Linear", "Conv2d"],
+    )
+    assert variants["int8-mixed"]["precisions"] == {"blocks.*.mlp.fc2": "int8-per-token", "head": "bf16"}
+    assert variants["int8-smooth"] == chosen(["fp32", "int8-smooth"], {})["int8-smooth"]
 
 
 def test_variant_set_to_null_is_left_out() -> None:

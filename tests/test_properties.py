@@ -18,7 +18,7 @@ from dinoquant.recipes.int8.calibration import Observed
 
 ROOT = Path(__file__).parents[1]
 SCHEMA = yaml.safe_load((ROOT / "workflow/schemas/config.schema.yaml").read_text())
-GOOD = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+GOOD = yaml.safe_load((ROOT / "config/config.yaml").read_text()) | {"variants": SCHEMA["$defs"]["presets"]}
 WIDTH = 16
 SLACK = 1 + 1e-4  # float32 rounds too
 

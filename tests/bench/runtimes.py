@@ -52,7 +52,7 @@ class Entry(NamedTuple):
 
 
 def chosen(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """Return the variants of config.yaml to compare, fp32 first, with the defaults of their options."""
+    """Return the variants to compare, fp32 first, with the defaults of their options."""
     config = yaml.safe_load((ROOT / "config/config.yaml").read_text())
     config["variants"] |= yaml.safe_load(options.also)
     found = complete(config, yaml.safe_load((ROOT / "workflow/schemas/config.schema.yaml").read_text()))["variants"]
@@ -199,9 +199,9 @@ def main() -> None:
     """Print the machine and the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = {"type": lambda text: text.split(","), "metavar": "A,B"}
-    parser.add_argument("--variants", **names, help="ours, of config.yaml; all that run on a CPU by default")
+    parser.add_argument("--variants", **names, help="ours, of the presets; all that run on a CPU by default")
     parser.add_argument("--also", default="{}", help="more variants, as YAML: '{NAME: {recipe: RECIPE}}'")
-    parser.add_argument("--peers", **names, help="other runtimes', of config.yaml; all by default")
+    parser.add_argument("--peers", **names, help="other runtimes', of the presets; all by default")
     parser.add_argument("--parts", **names, default=["speed", "fidelity"], help="speed,fidelity")
     parser.add_argument("--threads", type=int, default=min(2, machine.compute_threads()))
     parser.add_argument("--rounds", type=int, default=30)

@@ -29,7 +29,10 @@ NAMES = "it becomes a folder; use up to 64 letters, digits, and `_ . + -`, begin
 
 
 def complete(config: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``config`` with every default of ``schema`` filled in and variants set to null left out.
+    """Return ``config`` with every default of ``schema`` filled in, and with all of its variants in ``variants``.
+
+    These are the ``presets`` that it names (of which then none is left to add), and what its own ``variants`` add to
+    them and change of them; those set to null are left out.
 
     Raises UserError listing every problem: the key, what was found, what was expected, and for an unknown name the
     nearest one that exists.
@@ -38,10 +41,16 @@ def complete(config: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, 
     if problems:
         raise _error(problems)
     result = copy.deepcopy(dict(config))
-    if isinstance(result.get("variants"), dict):
-        result["variants"], problems = _expanded(result["variants"], schema)
+    if isinstance(result.setdefault("variants", {}), dict):
+        problems = _add_presets(result, schema["$defs"]["presets"])
+        result["variants"], wrong = _expanded(result["variants"], schema)
+        problems += wrong
     _read_numbers(result, schema)
-    problems += [_explain(error) for error in Draft202012Validator(schema).iter_errors(result)]
+    problems += [
+        _explain(error, suffix=_preset_like(error, schema))
+        for error in Draft202012Validator(schema).iter_errors(result)
+    ]
+    result["presets"] = []
     if not problems:
         problems = [problem for name in result["variants"] for problem in _variant_problems(name, result, schema)]
     if not problems:
@@ -82,6 +91,32 @@ def require_unique_keys(path: str | Path) -> None:
                         "would count and the other be ignored. Remove or rename one."
                     )
                 waiting.append(value)
+
+
+def _add_presets(config: dict[str, Any], presets: Mapping[str, Any]) -> list[str]:
+    """Put the presets that are asked for before the variants, which may change any preset; return what is wrong."""
+    chosen, own = config.get("presets", []), config["variants"]
+    if chosen == "all":
+        chosen = list(presets)
+    if not isinstance(chosen, list) or not all(isinstance(name, str) for name in chosen):
+        return []  # which the schema explains
+    unknown = [name for name in chosen if name not in presets]
+    variants = {name: copy.deepcopy(presets[name]) for name in chosen if name in presets}
+    for name, options in own.items():
+        known = presets.get(name)
+        variants[name] = _merged(copy.deepcopy(known), options) if known and isinstance(options, dict) else options
+    config["variants"] = variants
+    return [f"presets: found {name!r}{_nearest(name, list(presets))}" for name in unknown]
+
+
+def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``base`` with ``changes`` key by key, as Snakemake merges configs."""
+    nested = {
+        key: _merged(base[key], value)
+        for key, value in changes.items()
+        if isinstance(base.get(key), Mapping) and isinstance(value, Mapping)
+    }
+    return {**base, **changes, **nested}
 
 
 def _expanded(variants: Mapping[str, Any], schema: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -240,8 +275,8 @@ def _explain(error: ValidationError, prefix: tuple[str, ...] = (), suffix: str =
             unknown = [key for key in found if key not in known]
             return "; ".join(f"{label}unknown key `{key}`{suffix}{_nearest(str(key), known)}" for key in unknown)
         case "required":
-            missing = [key for key in expected if key not in found]
-            return f"{label}missing {', '.join(f'`{key}`' for key in missing)}"
+            absent = [key for key in expected if key not in found]
+            return f"{label}missing {', '.join(f'`{key}`' for key in absent)}{suffix}"
         case "enum":
             return f"{label}found {found!r}{_nearest(str(found), expected)}"
         case "anyOf":
@@ -261,14 +296,24 @@ def _nearest(word: str, known: Sequence[Any]) -> str:
     return f"{guess} (known: {', '.join(names)})" if names else f"{guess} (there are none)"
 
 
+def _preset_like(error: ValidationError, schema: Mapping[str, Any]) -> str:
+    """Name the preset that a variant without a recipe may have been meant to change, if one is called alike."""
+    where = list(error.absolute_path)
+    if error.validator != "required" or where[:1] != ["variants"]:
+        return ""
+    close = difflib.get_close_matches(str(where[1]), schema["$defs"]["presets"], n=1)
+    return f"; did you mean the preset `{close[0]}`?" if close else ""
+
+
 def _alternatives(options: Sequence[Mapping[str, Any]]) -> str:
     """Name the alternatives of an `anyOf`, each of which is a constant or a type in this schema."""
-    words = {"array": "a list of ", "integer": "a whole number"}
+    words = {"array": "a list of ", "integer": "a whole number", "string": "names"}
+    items = (option.get("items", {}) for option in options)
     return " or ".join(
         f"`{option['const']}`"
         if "const" in option
-        else words[option["type"]] + ", ".join(map(str, option.get("items", {}).get("enum", [])))
-        for option in options
+        else words[option["type"]] + (", ".join(item.get("enum", [])) or words.get(item.get("type", ""), ""))
+        for option, item in zip(options, items, strict=True)
     )
 
 
