@@ -6,20 +6,20 @@ from itertools import product
 import numpy as np
 import pytest
 
-from dinoquant.judge.paired import compared, mean_interval, paired_interval, wilson_interval
+from dinoquant.judge.paired import compare_paired, mean, paired_interval, wilson_interval
 
 
 def test_the_bootstrap_interval_covers_as_often_as_it_says() -> None:
     rng = np.random.default_rng(0)
-    intervals = [mean_interval(rng.exponential(size=200), 0.9, 300, seed) for seed in range(300)]
-    covered = np.mean([low < 1 < high for low, high in intervals])
+    estimates = [mean(rng.exponential(size=200), 0.9, 300, seed) for seed in range(300)]
+    covered = np.mean([estimate.low < 1 < estimate.high for estimate in estimates])
     assert 0.84 < covered < 0.94
 
 
 def test_the_bootstrap_depends_on_its_seed_alone() -> None:
     values = np.random.default_rng(0).normal(size=50)
-    assert mean_interval(values, 0.95, 200, 1) == mean_interval(values, 0.95, 200, 1)
-    assert mean_interval(values, 0.95, 200, 1) != mean_interval(values, 0.95, 200, 2)
+    assert mean(values, 0.95, 200, 1) == mean(values, 0.95, 200, 1)
+    assert mean(values, 0.95, 200, 1) != mean(values, 0.95, 200, 2)
 
 
 def test_wilson_intervals_stay_inside_and_widen_with_the_confidence() -> None:
@@ -64,7 +64,7 @@ def test_mcnemar_is_the_exact_binomial_test_of_the_changed_queries() -> None:
     correct = reference.copy()
     correct[:7] = False
     correct[9] = True
-    result = compared(correct, reference, 0.95, same=False)
-    assert (result["lost"], result["gained"], result["drop"]) == (7, 1, 30)
-    assert result["p"] == pytest.approx(2 * (1 + 8) / 2**8)
-    assert compared(reference, reference, 0.95, same=False)["p"] == 1
+    comparison = compare_paired(correct, reference, 0.95, same=False)
+    assert (comparison.lost, comparison.gained, comparison.drop.value) == (7, 1, 30)
+    assert comparison.p == pytest.approx(2 * (1 + 8) / 2**8)
+    assert compare_paired(reference, reference, 0.95, same=False).p == 1

@@ -11,7 +11,7 @@ from torch import nn
 
 from dinoquant.errors import UserError
 from dinoquant.judge.features import extract
-from dinoquant.judge.shards import gather, gather_timings, part
+from dinoquant.judge.shards import gather, gather_timings, shard_indices
 
 INFO = {"image_size": 16, "mean": [0.5] * 3, "std": [0.25] * 3, "feature_dim": 5}
 SPLITS = {"bank": np.arange(23)[::-1].copy(), "query": np.arange(30, 41)}
@@ -40,7 +40,7 @@ def test_shards_give_the_features_of_the_whole(
 ) -> None:
     files = [tmp_path / f"{n}.npz" for n in range(1, shards + 1)]
     for n, file in enumerate(files, 1):
-        np.savez(file, **extracted(model, part(SPLITS, 4, n, shards)))
+        np.savez(file, **extracted(model, shard_indices(SPLITS, 4, n, shards)))
     whole, gathered = extracted(model, SPLITS), gather(files, SPLITS)
     assert list(gathered) == ["bank", "query"]
     for split in SPLITS:
@@ -48,15 +48,15 @@ def test_shards_give_the_features_of_the_whole(
 
 
 def test_shards_are_even_and_hold_every_image_once() -> None:
-    parts = [part(SPLITS, 4, n, 4) for n in range(1, 5)]
-    assert [sum(-(-len(rows) // 4) for rows in one.values()) for one in parts] == [2, 2, 2, 3]
+    dealt = [shard_indices(SPLITS, 4, n, 4) for n in range(1, 5)]
+    assert [sum(-(-len(rows) // 4) for rows in shard.values()) for shard in dealt] == [2, 2, 2, 3]
     for split, indices in SPLITS.items():
-        assert np.concatenate([one[split] for one in parts]).tolist() == indices.tolist()
+        assert np.concatenate([shard[split] for shard in dealt]).tolist() == indices.tolist()
 
 
 def test_more_shards_than_batches_are_refused() -> None:
     with pytest.raises(UserError, match=r"accuracy\.shards is 10, but there are only 9 batches"):
-        part(SPLITS, 4, 1, 10)
+        shard_indices(SPLITS, 4, 1, 10)
 
 
 def test_a_missing_shard_is_noticed(tmp_path: Path) -> None:

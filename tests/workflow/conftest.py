@@ -1,16 +1,16 @@
 """A small run of the whole workflow, made once, that tests copy and change."""
 
-import os
 import re
 import shutil
 import subprocess
-import sys
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import yaml
+from warm import WarmSnakemake
 
 from samples import copy_workflow
 
@@ -25,6 +25,7 @@ class Checkout:
     """A copy of the workflow's files in a folder of its own, with or without results."""
 
     folder: Path
+    warm: WarmSnakemake
 
     def snakemake(self, *arguments: str, overlay: dict | None = None, **env: str) -> subprocess.CompletedProcess[str]:
         """Run Snakemake on the small config, with `overlay` on top of it; stdout and stderr together."""
@@ -32,15 +33,9 @@ class Checkout:
         if overlay is not None:
             (self.folder / "overlay.yaml").write_text(yaml.safe_dump(overlay))
             configs.append("overlay.yaml")
-        command = [sys.executable, "-m", "snakemake", "--cores", "2", *arguments, "--configfile", *configs]
-        return subprocess.run(
-            command,
-            cwd=self.folder,
-            env={**os.environ, **env},
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            timeout=400,
+        output = self.folder / "output.txt"
+        return self.warm.run(
+            *("--cores", "2", *arguments, "--configfile", *configs), folder=self.folder, output=output, env=env
         )
 
     def stale(self, *arguments: str, overlay: dict | None = None) -> Counter[str]:
@@ -52,15 +47,23 @@ class Checkout:
 
     def copy(self, folder: Path) -> "Checkout":
         shutil.copytree(self.folder, folder, symlinks=True)  # keeps time stamps
-        return Checkout(folder)
+        return Checkout(folder, self.warm)
 
 
 @pytest.fixture(scope="session")
-def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+def warm() -> Iterator[WarmSnakemake]:
+    """Snakemake, imported."""
+    warm = WarmSnakemake()
+    yield warm
+    warm.close()
+
+
+@pytest.fixture(scope="session")
+def checkout(warm: WarmSnakemake, tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     """The workflow's files without any results."""
     folder = tmp_path_factory.mktemp("checkout") / "workflow"
     copy_workflow(folder)
-    return Checkout(folder)
+    return Checkout(folder, warm)
 
 
 @pytest.fixture(scope="session")

@@ -26,13 +26,13 @@ if __name__ == "__main__":
         images = np.load(snakemake.input.images, mmap_mode="r")
         queries, _ = read_split(snakemake.input.manifest, "query")
         chosen = queries[spread(len(queries), config["images"])]
-        found = {"images": central_square(images[chosen])}
+        arrays = {"images": central_square(images[chosen])}
         with span("extract"):
             model = load(snakemake.input.model, config["device"]).eval()
             try:
-                found["maps"] = cls_attention(model, prepared(images, chosen, 1, info, config["device"]), info)
+                arrays["maps"] = cls_attention(model, prepared(images, chosen, 1, info, config["device"]), info)
             except NoAttentionError as error:
                 log.warning("No attention maps of %s: %s", variant, error)
-                found["reason"] = np.array(str(error))
+                arrays["reason"] = np.array(str(error))
         with atomic(snakemake.output.maps) as partial:
-            np.savez(partial, **found)
+            np.savez(partial, **arrays)

@@ -18,7 +18,7 @@ if __name__ == "__main__":
         import torch
 
         from dinoquant.judge.features import extract
-        from dinoquant.judge.shards import part
+        from dinoquant.judge.shards import shard_indices
         from dinoquant.network.card import read_card
         from dinoquant.network.export import load
         from dinoquant.runtimes import TORCHSCRIPT
@@ -49,7 +49,7 @@ if __name__ == "__main__":
                     device=config["device"],
                     variant=variant,
                 )
-                for split, indices in part(splits, config["batch_size"], shard, shards).items()
+                for split, indices in shard_indices(splits, config["batch_size"], shard, shards).items()
             }
         with atomic(snakemake.output.features) as partial:
             np.savez(partial, **{split: features for split, (features, _) in results.items()})

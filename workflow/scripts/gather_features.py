@@ -1,4 +1,4 @@
-"""Put the features that the shards of an extraction found together."""
+"""Put the features of an extraction's shards together."""
 
 from typing import TYPE_CHECKING
 

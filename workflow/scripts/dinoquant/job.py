@@ -7,10 +7,10 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 from dinoquant.errors import UserError
 from dinoquant.files import remove_partials
@@ -19,14 +19,22 @@ log = logging.getLogger("dinoquant")
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
+class Snakemake(Protocol):
+    """What this module takes of the object that Snakemake hands to a script."""
+
+    log: Sequence[str]
+    rule: str
+    output: Iterable[str]
+
+
 @contextmanager
-def job(snakemake: Any) -> Iterator[None]:
+def job(snakemake: Snakemake) -> Iterator[None]:
     """Run a script's body with logging to its ``log:`` file and to stderr; end with status 1 and a readable error.
 
     The file gets everything, with time stamps, library warnings and tracebacks; stderr gets the messages only.
     """
     _set_up_logging(Path(snakemake.log[0]), snakemake.rule)
-    # A job is a short process that imports a great many objects and keeps them. Looking through them for garbage, again
+    # A job is a short process that imports a great many objects and keeps them. Collecting garbage among them, again
     # and again and once more at exit, takes about a fifth of PyTorch's import and half of its exit.
     gc.set_threshold(100_000)
     end_with_parent()
@@ -68,14 +76,14 @@ def record_span(name: str, start: float, end: float) -> None:
     log.debug("span %s %.6f %.6f", name, start, end)
 
 
-def end_with_parent(by: int = signal.SIGTERM) -> None:
-    """Have the kernel send this process the signal ``by`` once its parent has died, or nothing any more if it is 0.
+def end_with_parent(signal_number: int = signal.SIGTERM) -> None:
+    """Have the kernel send this process a signal once its parent has died, or no longer if the number is 0.
 
-    Snakemake that is killed cannot tell its jobs. They would go on beside those of the next run, and put what they were
-    once asked for over the results of a config that has changed since. Only Linux can do this: prctl(2).
+    Snakemake that is killed cannot tell its jobs. They would go on beside those of the next run, and write what they
+    were once asked for over the results of a config that has changed since. Only Linux can do this: prctl(2).
     """
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, by)
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal_number)
 
 
 class _StderrFormatter(logging.Formatter):

@@ -1,8 +1,8 @@
-"""See what the last block's [CLS] token attends to, in any model file, by watching the operators that it runs."""
+"""Find what the last block's [CLS] token attends to, in any model file, from the operators that it runs."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -15,10 +15,19 @@ class NoAttentionError(Exception):
     """The model shows no attention of a [CLS] token; its text says why."""
 
 
+class TokenInfo(TypedDict):
+    """How a model divides an image into tokens."""
+
+    architecture: str
+    image_size: int
+    patch_size: int
+    prefix_tokens: int
+    """[CLS] and registers, before the patches."""
+    class_token: bool
+
+
 @torch.inference_mode()
-def cls_attention(
-    model: Callable[[Tensor], Tensor], images: Iterable[Tensor], info: Mapping[str, Any]
-) -> NDArray[np.float32]:
+def cls_attention(model: Callable[[Tensor], Tensor], images: Iterable[Tensor], info: TokenInfo) -> NDArray[np.float32]:
     """Return how much the [CLS] token attends to each patch in the last block: float32 ``[N, heads, G, G]``.
 
     Shares of 1, less what goes to the [CLS] token and registers themselves: the maps by which DINO is known (Caron et
@@ -27,7 +36,6 @@ def cls_attention(
     Args:
         model: float32 ``[1, 3, S, S]``, normalised, to features. TorchScript from a file, or a module.
         images: one at a time, so that no batch-mate has a part in a scale or is worked off in another piece.
-        info: the model's ``image_size``, ``patch_size``, ``prefix_tokens`` and ``class_token``.
 
     Raises:
         NoAttentionError: the architecture has no [CLS] token, or the file computes attention in an unknown way.
@@ -37,9 +45,9 @@ def cls_attention(
     side = info["image_size"] // info["patch_size"]
     maps = []
     for image in images:
-        with _Watch(side * side + info["prefix_tokens"]) as watch:
+        with _AttentionRecorder(side * side + info["prefix_tokens"]) as recorder:
             model(image)
-        maps.append(watch.shares()[:, info["prefix_tokens"] :].unflatten(-1, (side, side)))
+        maps.append(recorder.shares()[:, info["prefix_tokens"] :].unflatten(-1, (side, side)))
     return torch.stack(maps).cpu().numpy()
 
 
@@ -51,7 +59,7 @@ def central_square(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return images[:, :, top : top + side, left : left + side]
 
 
-class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not typed in torch
+class _AttentionRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not typed in torch
     """Keep the attention of the last block of a model that is run on one image.
 
     PyTorch shows such a mode every operator, also those that TorchScript's interpreter calls. Attention is either one
@@ -66,7 +74,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not typed i
         self.weights: Tensor | None = None
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the operator, and look at what it was or gave."""
+        """Run the operator, and keep the attention if that is what it computes."""
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         if "scaled_dot_product" in func.name():

@@ -1,26 +1,78 @@
 """Measure how much of fp32's features and predictions a variant keeps, with confidence intervals. Needs no PyTorch."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dinoquant.errors import UserError
 from dinoquant.judge.knn import predict
-from dinoquant.judge.paired import compared, mean_interval, percentage
+from dinoquant.judge.paired import compare_paired, mean, percentage
 
 Features = Mapping[str, NDArray[np.float32]]
 Labels = Mapping[str, NDArray[np.int64]]
 
 
+class AccuracyConfig(TypedDict):
+    """The part of the config that an accuracy depends on."""
+
+    k: int
+    temperature: float
+    confidence: float
+    """0 to 1."""
+    resamples: int
+    seed: int
+
+
+class ClassAccuracy(TypedDict):
+    """The accuracies of one class in percent, and what the variant loses in percentage points."""
+
+    wnid: str
+    queries: int
+    knn_top1: float
+    knn_top1_fp32: float
+    drop: float
+    drop_ci_low: float
+    drop_ci_high: float
+
+
+class Accuracy(TypedDict):
+    """The accuracy of a variant and its fidelity to fp32: percentages, drops in percentage points, and cosines."""
+
+    bank: int
+    queries: int
+    k: int
+    temperature: float
+    knn_top1: float
+    knn_top1_ci_low: float
+    knn_top1_ci_high: float
+    knn_top5: float
+    knn_top5_ci_low: float
+    knn_top5_ci_high: float
+    knn_top1_drop: float
+    knn_top1_drop_ci_low: float
+    knn_top1_drop_ci_high: float
+    mcnemar_p: float
+    mcnemar_lost: int
+    mcnemar_gained: int
+    cosine_mean: float
+    cosine_mean_ci_low: float
+    cosine_mean_ci_high: float
+    cosine_p5: float
+    knn_agreement: float
+    knn_agreement_ci_low: float
+    knn_agreement_ci_high: float
+    per_class: list[ClassAccuracy]
+
+
 def evaluate(
-    variant: Features, fp32: Features, labels: Labels, wnids: Mapping[int, str], config: Mapping[str, Any]
-) -> dict[str, Any]:
+    variant: Features, fp32: Features, labels: Labels, wnids: Mapping[int, str], config: AccuracyConfig
+) -> Accuracy:
     """Return the accuracy of ``variant`` and its fidelity to ``fp32`` on the same images, ready for JSON.
 
-    Percentages have Wilson intervals, the mean cosine a percentile bootstrap interval over the queries. What is said of
-    the predictions is paired, because both models err on largely the same queries: see `compared`. ``per_class`` has an
+    Percentages have Wilson intervals, the mean cosine a percentile bootstrap interval over the queries. Predictions are
+    compared in pairs, because both models err on largely the same queries: see `compare_paired`. ``per_class`` has an
     entry for every class with a query, the one that loses most first.
 
     Args:
@@ -28,7 +80,6 @@ def evaluate(
         fp32: the same images' features.
         labels: of ``bank`` ``[Nb]`` and ``query`` ``[Nq]``, from 0.
         wnids: the name of each label.
-        config: ``k``, ``temperature``, ``confidence`` (0 to 1), ``resamples``, ``seed``.
 
     Raises:
         UserError: too few bank images or queries, or a feature is zero.
@@ -43,23 +94,45 @@ def evaluate(
     correct, reference_correct = predicted[:, 0] == truth, reference[:, 0] == truth
     cosines = cosine(variant["query"], fp32["query"])
     same = all(np.array_equal(variant[split], fp32[split]) for split in ("bank", "query"))
-    difference = compared(correct, reference_correct, confidence, same=same)
+    top1, top5, agreement = (
+        percentage(hits, confidence)
+        for hits in (correct, (predicted == truth[:, None]).any(axis=1), predicted[:, 0] == reference[:, 0])
+    )
+    comparison = compare_paired(correct, reference_correct, confidence, same=same)
+    mean_cosine = mean(cosines, confidence, config["resamples"], config["seed"])
     return {
         "bank": len(labels["bank"]),
         "queries": queries,
         "k": config["k"],
         "temperature": config["temperature"],
-        **percentage("knn_top1", correct, confidence),
-        **percentage("knn_top5", (predicted == truth[:, None]).any(axis=1), confidence),
-        **{f"knn_top1_{name}": difference[name] for name in ("drop", "drop_ci_low", "drop_ci_high")},
-        **{f"mcnemar_{name}": difference[name] for name in ("p", "lost", "gained")},
-        **_mean("cosine_mean", cosines, config),
+        "knn_top1": top1.value,
+        "knn_top1_ci_low": top1.low,
+        "knn_top1_ci_high": top1.high,
+        "knn_top5": top5.value,
+        "knn_top5_ci_low": top5.low,
+        "knn_top5_ci_high": top5.high,
+        "knn_top1_drop": comparison.drop.value,
+        "knn_top1_drop_ci_low": comparison.drop.low,
+        "knn_top1_drop_ci_high": comparison.drop.high,
+        "mcnemar_p": comparison.p,
+        "mcnemar_lost": comparison.lost,
+        "mcnemar_gained": comparison.gained,
+        "cosine_mean": mean_cosine.value,
+        "cosine_mean_ci_low": mean_cosine.low,
+        "cosine_mean_ci_high": mean_cosine.high,
         "cosine_p5": float(np.percentile(cosines, 5)),
-        **percentage("knn_agreement", predicted[:, 0] == reference[:, 0], confidence),
-        "per_class": [
-            {"wnid": wnids[label], **entry}
-            for label, entry in _per_class(correct, reference_correct, truth, confidence, same)
-        ],
+        "knn_agreement": agreement.value,
+        "knn_agreement_ci_low": agreement.low,
+        "knn_agreement_ci_high": agreement.high,
+        "per_class": sorted(
+            (
+                _class_accuracy(
+                    wnids[label], correct[truth == label], reference_correct[truth == label], confidence, same
+                )
+                for label in np.unique(truth).tolist()
+            ),
+            key=lambda entry: -entry["drop"],
+        ),
     }
 
 
@@ -70,7 +143,7 @@ def cosine(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[n
     return np.asarray((a * b).sum(axis=1) / np.sqrt((a * a).sum(axis=1) * (b * b).sum(axis=1)))
 
 
-def _predict(features: Features, labels: Labels, config: Mapping[str, Any]) -> NDArray[np.int64]:
+def _predict(features: Features, labels: Labels, config: AccuracyConfig) -> NDArray[np.int64]:
     return predict(
         features["bank"],
         labels["bank"],
@@ -81,25 +154,17 @@ def _predict(features: Features, labels: Labels, config: Mapping[str, Any]) -> N
     )
 
 
-def _per_class(
-    correct: NDArray[np.bool_], reference: NDArray[np.bool_], truth: NDArray[np.int64], confidence: float, same: bool
-) -> list[tuple[int, dict[str, float]]]:
-    """Return each class that has queries, with its accuracies in percent and its drop, the largest drop first."""
-    entries = []
-    for label in np.unique(truth).tolist():
-        own = truth == label
-        difference = compared(correct[own], reference[own], confidence, same=same)
-        entry = {
-            "queries": int(own.sum()),
-            "knn_top1": 100 * float(correct[own].mean()),
-            "knn_top1_fp32": 100 * float(reference[own].mean()),
-            **{name: difference[name] for name in ("drop", "drop_ci_low", "drop_ci_high")},
-        }
-        entries.append((label, entry))
-    return sorted(entries, key=lambda item: -item[1]["drop"])
-
-
-def _mean(name: str, values: NDArray[np.float64], config: Mapping[str, Any]) -> dict[str, float]:
-    """Return the mean of the values and its interval, in their unit."""
-    low, high = mean_interval(values, config["confidence"], config["resamples"], config["seed"])
-    return {name: float(values.mean()), f"{name}_ci_low": low, f"{name}_ci_high": high}
+def _class_accuracy(
+    wnid: str, correct: NDArray[np.bool_], reference: NDArray[np.bool_], confidence: float, same: bool
+) -> ClassAccuracy:
+    """Return the accuracies of a class, from whether variant and fp32 were right on each of its queries."""
+    drop = compare_paired(correct, reference, confidence, same=same).drop
+    return {
+        "wnid": wnid,
+        "queries": len(correct),
+        "knn_top1": 100 * float(correct.mean()),
+        "knn_top1_fp32": 100 * float(reference.mean()),
+        "drop": drop.value,
+        "drop_ci_low": drop.low,
+        "drop_ci_high": drop.high,
+    }

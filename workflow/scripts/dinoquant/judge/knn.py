@@ -1,4 +1,8 @@
-"""Classify features by their neighbours, as DINO's weighted k-NN does. NumPy only."""
+"""Classify features by their neighbours, as DINO's weighted k-NN does.
+
+In NumPy: neither scikit-learn's neighbours nor `torch.topk` say which of equally similar images they take, and votes
+that hang on it would differ from one version of them to the next.
+"""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +32,7 @@ def predict(
     The method of DINO's `eval_knn.py` (Caron et al., "Emerging Properties in Self-Supervised Vision Transformers",
     2021): each of the ``k`` bank images of highest cosine similarity votes for its class with
     ``exp(similarity / temperature)``. Equal similarities are taken in the order of the bank, equal votes in the order
-    of the classes. A class without a vote is not predicted, -1 stands in its place; the original fills up with
+    of the classes. A class without a vote is not predicted: -1 stands for it; the original fills up with
     arbitrary classes there.
 
     Beside the features in float64 this takes about 50 MB, or 24 bytes per bank image if that is more.
@@ -71,26 +75,26 @@ def normalise(features: NDArray[np.float32]) -> Floats:
 
 
 def _neighbours(similarities: Floats, k: int) -> tuple[Integers, Floats]:
-    """Return places and values of the ``k`` largest entries of each row, largest first, ties by place: ``[N, k]``."""
+    """Return columns and values of each row's ``k`` largest entries, largest first, ties by column: ``[N, k]``."""
     smallest_taken = np.partition(similarities, -k, axis=1)[:, -k, None]
     taken = similarities > smallest_taken
     tied = similarities == smallest_taken
     free = k - taken.sum(axis=1, keepdims=True)
     taken |= tied & (np.cumsum(tied, axis=1, dtype=np.int32) <= free)
-    places = np.nonzero(taken)[1].reshape(-1, k)
-    values = np.take_along_axis(similarities, places, axis=1)
+    columns = np.nonzero(taken)[1].reshape(-1, k)
+    values = np.take_along_axis(similarities, columns, axis=1)
     order = np.argsort(-values, axis=1, kind="stable")
-    return np.take_along_axis(places, order, axis=1), np.take_along_axis(values, order, axis=1)
+    return np.take_along_axis(columns, order, axis=1), np.take_along_axis(values, order, axis=1)
 
 
 def _ranked_classes(
-    places: Integers, similarities: Floats, bank_labels: Integers, classes: int, temperature: float
+    neighbours: Integers, similarities: Floats, bank_labels: Integers, classes: int, temperature: float
 ) -> Integers:
-    """Return the classes that the neighbours ``[N, k]`` vote for, ranked: ``[N, min(5, classes)]``."""
+    """Return the classes that each query's bank images ``[N, k]`` vote for, ranked: ``[N, min(5, classes)]``."""
     # Relative to the nearest neighbour, which ranks alike and cannot overflow at a low temperature.
     weights = np.exp((similarities - similarities[:, :1]) / temperature)
-    cells = (np.arange(len(places))[:, None] * classes + bank_labels[places]).ravel()
-    shape = (len(places), classes)
+    cells = (np.arange(len(neighbours))[:, None] * classes + bank_labels[neighbours]).ravel()
+    shape = (len(neighbours), classes)
     votes = np.bincount(cells, weights.ravel(), minlength=shape[0] * shape[1]).reshape(shape)
     voted = np.bincount(cells, minlength=votes.size).reshape(shape) > 0
     ranked = np.argsort(np.where(voted, -votes, np.inf), axis=1, kind="stable")[:, :RANKED]

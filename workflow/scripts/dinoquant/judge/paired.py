@@ -1,20 +1,42 @@
-"""What is said of a number of images with the number of images behind it: intervals, and comparisons in pairs."""
+"""Shares and means over images with their confidence intervals, and the paired comparison of two models."""
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, stats
 
-# Resampled values in memory at a time: 8 bytes each for the value and for its place, 64 MB.
+# Resampled values in memory at a time: 8 bytes each for the value and for its index, 64 MB.
 BOOTSTRAP_BLOCK = 2**22
 
 
-def percentage(name: str, hits: NDArray[np.bool_], confidence: float) -> dict[str, float]:
+class Estimate(NamedTuple):
+    """A number with the ends of its confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Comparison(NamedTuple):
+    """What a variant loses against fp32 on the same queries."""
+
+    drop: Estimate
+    """Accuracy lost, in percentage points."""
+    p: float
+    """Of McNemar's exact test: whether chance alone would divide lost and gained so unequally."""
+    lost: int
+    """Queries that only fp32 got right."""
+    gained: int
+    """Queries that only the variant got right."""
+
+
+def percentage(hits: NDArray[np.bool_], confidence: float) -> Estimate:
     """Return the share of hits ``[N]`` and its interval, in percent."""
     count = int(hits.sum())
     low, high = wilson_interval(count, len(hits), confidence)
-    return {name: 100 * count / len(hits), f"{name}_ci_low": 100 * low, f"{name}_ci_high": 100 * high}
+    return Estimate(100 * count / len(hits), 100 * low, 100 * high)
 
 
 def wilson_interval(hits: int, trials: int, confidence: float) -> tuple[float, float]:
@@ -23,10 +45,10 @@ def wilson_interval(hits: int, trials: int, confidence: float) -> tuple[float, f
     return float(interval.low), float(interval.high)
 
 
-def mean_interval(values: NDArray[np.float64], confidence: float, resamples: int, seed: int) -> tuple[float, float]:
-    """Return the percentile bootstrap interval of the mean of ``values`` ``[N]``, N at least 2.
+def mean(values: NDArray[np.float64], confidence: float, resamples: int, seed: int) -> Estimate:
+    """Return the mean of ``values`` ``[N]``, N at least 2, and its percentile bootstrap interval.
 
-    After Efron & Tibshirani, "An Introduction to the Bootstrap" (1993), chapter 13. Equal seeds resample equal places.
+    After Efron & Tibshirani, "An Introduction to the Bootstrap" (1993), chapter 13. Equal seeds resample alike.
     """
     interval = stats.bootstrap(
         (values,),
@@ -37,31 +59,27 @@ def mean_interval(values: NDArray[np.float64], confidence: float, resamples: int
         method="percentile",
         rng=np.random.default_rng(seed),
     ).confidence_interval
-    return float(interval.low), float(interval.high)
+    return Estimate(float(values.mean()), float(interval.low), float(interval.high))
 
 
-def compared(
+def compare_paired(
     correct: NDArray[np.bool_], reference: NDArray[np.bool_], confidence: float, *, same: bool
-) -> dict[str, float]:
+) -> Comparison:
     """Return what a variant loses against fp32, from whether each was right on the same queries, both ``[N]``.
 
-    ``drop`` in percentage points with its interval (`paired_interval`); ``lost`` and ``gained``, the queries that only
-    fp32 and only the variant got right; ``p`` of McNemar's exact test, which asks whether chance alone would divide
-    these so unequally (Q. McNemar, Psychometrika 12, 1947).
+    The drop's interval is `paired_interval`; the test is that of Q. McNemar, Psychometrika 12 (1947).
 
     Args:
         same: the variant is fp32 itself: its drop is 0 on any query, not only on these.
     """
     lost, gained = int((reference & ~correct).sum()), int((correct & ~reference).sum())
     low, high = (0.0, 0.0) if same else paired_interval(lost, gained, len(correct), confidence)
-    return {
-        "drop": 100 * (lost - gained) / len(correct),
-        "drop_ci_low": 100 * low,
-        "drop_ci_high": 100 * high,
-        "p": float(stats.binomtest(lost, lost + gained).pvalue) if lost + gained else 1.0,
-        "lost": lost,
-        "gained": gained,
-    }
+    return Comparison(
+        drop=Estimate(100 * (lost - gained) / len(correct), 100 * low, 100 * high),
+        p=float(stats.binomtest(lost, lost + gained).pvalue) if lost + gained else 1.0,
+        lost=lost,
+        gained=gained,
+    )
 
 
 def paired_interval(lost: int, gained: int, queries: int, confidence: float) -> tuple[float, float]:
@@ -82,7 +100,7 @@ def paired_interval(lost: int, gained: int, queries: int, confidence: float) -> 
         likeliest = (root - linear) / (4 * queries)
         return (lost - gained - queries * drop) ** 2 - squared * queries * (2 * likeliest + drop * (1 - drop))
 
-    beside = 1e-12  # the excess is negative on both sides of the estimate; at it, it may be 0
-    low = optimize.brentq(excess, -1.0, max(estimate - beside, -1.0))
-    high = optimize.brentq(excess, min(estimate + beside, 1.0), 1.0)
+    epsilon = 1e-12  # the excess is negative on both sides of the estimate; at it, it may be 0
+    low = optimize.brentq(excess, -1.0, max(estimate - epsilon, -1.0))
+    high = optimize.brentq(excess, min(estimate + epsilon, 1.0), 1.0)
     return float(low), float(high)

@@ -3,7 +3,7 @@
 import logging
 import warnings
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,11 +13,12 @@ from threadpoolctl import threadpool_limits
 
 from dinoquant.errors import UserError
 from dinoquant.judge.knn import normalise
-from dinoquant.judge.paired import compared, percentage
+from dinoquant.judge.paired import compare_paired, percentage
 
 log = logging.getLogger("dinoquant")
 
-Arrays = Mapping[str, NDArray[Any]]
+Features = Mapping[str, NDArray[np.float32]]
+Labels = Mapping[str, NDArray[np.int64]]
 
 # At scikit-learn's 1e-4 one prediction in 80 is not yet that of the optimum (ViT-Ti, 5,000 images, 200 classes), which
 # is more than a good int8 changes; at 1e-5 one in 2,000.
@@ -26,11 +27,37 @@ MOST_ITERATIONS = 1000
 
 
 class Probe(NamedTuple):
-    """What a probe says of each query, and whether its training came to an end."""
+    """The class that a probe predicts for each query, and whether its training came to an end."""
 
     predictions: NDArray[np.int64]
     iterations: int
     converged: bool
+
+
+class ProbeConfig(TypedDict):
+    """The part of the config that a probe depends on."""
+
+    C: float
+    confidence: float
+    """0 to 1."""
+
+
+class ProbeAccuracy(TypedDict):
+    """The accuracy of a variant's probe in percent, and what it loses against fp32's in percentage points."""
+
+    C: float
+    iterations: int
+    converged: bool
+    probe_top1: float
+    probe_top1_ci_low: float
+    probe_top1_ci_high: float
+    probe_top1_drop: float
+    probe_top1_drop_ci_low: float
+    probe_top1_drop_ci_high: float
+    probe_mcnemar_p: float
+    probe_mcnemar_lost: int
+    probe_mcnemar_gained: int
+    predictions: list[int]
 
 
 def train(bank: NDArray[np.float32], labels: NDArray[np.int64], query: NDArray[np.float32], c: float) -> Probe:
@@ -60,27 +87,31 @@ def train(bank: NDArray[np.float32], labels: NDArray[np.int64], query: NDArray[n
     return Probe(predictions, int(classifier.n_iter_.max()), converged)
 
 
-def evaluate(
-    features: Arrays, labels: Arrays, fp32: NDArray[np.int64] | None, config: Mapping[str, Any]
-) -> dict[str, Any]:
+def evaluate(features: Features, labels: Labels, fp32: NDArray[np.int64] | None, config: ProbeConfig) -> ProbeAccuracy:
     """Return the accuracy of a probe trained on a variant's bank, and what it loses against fp32's, ready for JSON.
 
     Args:
         features: ``bank`` ``[Nb, D]`` and ``query`` ``[Nq, D]``.
         labels: of both.
         fp32: the predictions of fp32's probe for the same queries; None for fp32 itself.
-        config: ``C`` and ``confidence`` (0 to 1).
     """
     probe = train(features["bank"], labels["bank"], features["query"], config["C"])
     reference = probe.predictions if fp32 is None else fp32
     correct, reference_correct = probe.predictions == labels["query"], reference == labels["query"]
-    difference = compared(correct, reference_correct, config["confidence"], same=fp32 is None)
+    top1 = percentage(correct, config["confidence"])
+    comparison = compare_paired(correct, reference_correct, config["confidence"], same=fp32 is None)
     return {
         "C": config["C"],
         "iterations": probe.iterations,
         "converged": probe.converged,
-        **percentage("probe_top1", correct, config["confidence"]),
-        **{f"probe_top1_{name}": difference[name] for name in ("drop", "drop_ci_low", "drop_ci_high")},
-        **{f"probe_mcnemar_{name}": difference[name] for name in ("p", "lost", "gained")},
+        "probe_top1": top1.value,
+        "probe_top1_ci_low": top1.low,
+        "probe_top1_ci_high": top1.high,
+        "probe_top1_drop": comparison.drop.value,
+        "probe_top1_drop_ci_low": comparison.drop.low,
+        "probe_top1_drop_ci_high": comparison.drop.high,
+        "probe_mcnemar_p": comparison.p,
+        "probe_mcnemar_lost": comparison.lost,
+        "probe_mcnemar_gained": comparison.gained,
         "predictions": probe.predictions.tolist(),
     }

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,10 +11,25 @@ from dinoquant.errors import UserError
 from dinoquant.files import read_json
 
 Indices = NDArray[np.int64]
-SUMS = ("images", "seconds", "model_seconds")
 
 
-def part(splits: Mapping[str, Indices], batch_size: int, shard: int, shards: int) -> dict[str, Indices]:
+class Extraction(TypedDict):
+    """What an extraction took, as its file has it."""
+
+    variant: str
+    device: str
+    images: int
+    seconds: float
+    model_seconds: float
+    overhead: float
+    """Seconds outside the model, as a share of those inside."""
+    batch_size: int
+    threads: int
+    shards: int
+    machines: list[Mapping[str, object]]
+
+
+def shard_indices(splits: Mapping[str, Indices], batch_size: int, shard: int, shards: int) -> dict[str, Indices]:
     """Return the images of one shard, ``shard`` of 1 to ``shards``, by split; a split may be empty.
 
     The batches of all splits, one after the other, are dealt out in order, as evenly as they go and never divided: a
@@ -32,11 +47,11 @@ def part(splits: Mapping[str, Indices], batch_size: int, shard: int, shards: int
             "images: lower one of the two."
         )
     first, end = (total * n // shards for n in (shard - 1, shard))
-    found = {}
+    own = {}
     for split, indices in splits.items():
-        found[split] = indices[max(0, first) * batch_size : max(0, end) * batch_size]
+        own[split] = indices[max(0, first) * batch_size : max(0, end) * batch_size]
         first, end = first - batches[split], end - batches[split]
-    return found
+    return own
 
 
 def gather(features: Sequence[str | Path], splits: Mapping[str, Indices]) -> dict[str, NDArray[np.float32]]:
@@ -45,26 +60,29 @@ def gather(features: Sequence[str | Path], splits: Mapping[str, Indices]) -> dic
     Raises:
         UserError: they are not those of all images of the ``splits``.
     """
-    loaded = [dict(np.load(path)) for path in features]
-    whole = {split: np.concatenate([one[split] for one in loaded]) for split in splits}
+    shards = [dict(np.load(path)) for path in features]
+    gathered = {split: np.concatenate([shard[split] for shard in shards]) for split in splits}
     for split, indices in splits.items():
-        if len(whole[split]) != len(indices):
+        if len(gathered[split]) != len(indices):
             raise UserError(
-                f"The shards {', '.join(map(str, features))} have features of {len(whole[split])} {split} images; "
+                f"The shards {', '.join(map(str, features))} have features of {len(gathered[split])} {split} images; "
                 f"expected {len(indices)}. Delete them and run again."
             )
-    return whole
+    return gathered
 
 
-def gather_timings(paths: Sequence[str | Path]) -> dict[str, Any]:
+def gather_timings(paths: Sequence[str | Path]) -> Extraction:
     """Return what the shards took, together: images and seconds are sums, and every machine is named once."""
-    timings = [read_json(path) for path in paths]
-    sums = {key: sum(timing[key] for timing in timings) for key in SUMS}
+    timings: list[Extraction] = [read_json(path) for path in paths]
+    seconds = sum(timing["seconds"] for timing in timings)
+    model_seconds = sum(timing["model_seconds"] for timing in timings)
     machines = [machine for timing in timings for machine in timing["machines"]]
     return {
         **timings[0],
-        **sums,
-        "overhead": sums["seconds"] / sums["model_seconds"] - 1,
+        "images": sum(timing["images"] for timing in timings),
+        "seconds": seconds,
+        "model_seconds": model_seconds,
+        "overhead": seconds / model_seconds - 1,
         "shards": len(timings),
         "machines": [machine for i, machine in enumerate(machines) if machine not in machines[:i]],
     }
