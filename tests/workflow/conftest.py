@@ -1,5 +1,6 @@
 """A small run of the whole workflow, made once, that tests copy and change."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from filelock import FileLock
 from warm import WarmSnakemake
 
 from samples import copy_workflow
@@ -68,11 +70,17 @@ def checkout(warm: WarmSnakemake, tmp_path_factory: pytest.TempPathFactory) -> C
 
 @pytest.fixture(scope="session")
 def finished(checkout: Checkout, tmp_path_factory: pytest.TempPathFactory) -> Checkout:
-    """A finished run of the small config: read only, copy it to change something."""
-    run = checkout.copy(tmp_path_factory.mktemp("finished") / "workflow")
-    done = run.snakemake()
-    assert done.returncode == 0, done.stdout
-    (run.folder / "stdout.txt").write_text(done.stdout)
+    """A finished run of the small config, the same for all workers of pytest-xdist: read only, copy it to change it."""
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+    run, printed = Checkout(base / "finished", checkout.warm), base / "finished" / "stdout.txt"
+    with FileLock(base / "finished.lock"):
+        if not printed.exists():
+            checkout.copy(run.folder)
+            done = run.snakemake()
+            assert done.returncode == 0, done.stdout
+            printed.write_text(done.stdout)
     return run
 
 

@@ -3,7 +3,6 @@
 import hashlib
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,9 @@ from faults.kill import LOCKED, command, digests, disturb, finish, partials
 from httpserver import serve, unused_url
 
 PLACE = Path("resources/datasets/data.zip")
+# Two files that take no PyTorch to be made.
+RECEIPT = "results/data/archive.json"
+IMAGES = "results/data/images.npy"
 CUT = 65536  # bytes; a multiple of what the download writes at a time
 
 
@@ -60,7 +62,7 @@ def test_mistake_in_the_config_stops_before_the_first_job(fresh: Checkout, overl
 
 
 def test_unknown_architecture_names_the_nearest(fresh: Checkout) -> None:
-    done = fresh.snakemake("models", overlay={"model": {"architecture": "vit_smal_patch16_224"}})
+    done = fresh.snakemake("results/models/fp32/model.pt", overlay={"model": {"architecture": "vit_smal_patch16_224"}})
     assert done.returncode != 0
     assert "vit_small_patch16_224" in done.stdout
     assert not list((fresh.folder / "results").rglob("*.pt"))
@@ -119,18 +121,15 @@ def test_no_network_with_the_file_in_place(fresh: Checkout, archive: bytes) -> N
 
 
 def test_killed_job(fresh: Checkout) -> None:
-    target = "results/models/fp32/model.pt"
-    command = [sys.executable, "-m", "snakemake", "--cores", "1", target]
-    configs = ["--configfile", "config/demo.yaml", "tests/small.yaml"]
     with subprocess.Popen(
-        [*command, *configs], cwd=fresh.folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        command(IMAGES), cwd=fresh.folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     ) as process:
-        _job_of(process.pid, "export_fp32.py").kill()
+        _job_of(process.pid, "pack_images.py").kill()
         output, _ = process.communicate(timeout=60)
     assert process.returncode != 0
-    assert "Error in rule export_fp32" in output
-    assert not list((fresh.folder / "results/models").rglob("*.*"))
-    done = fresh.snakemake(target)
+    assert "Error in rule pack_images" in output
+    assert files(fresh.folder / "results/data") == ["archive.json"]
+    done = fresh.snakemake(IMAGES)
     assert done.returncode == 0, done.stdout
 
 
@@ -150,10 +149,10 @@ def _job_of(pid: int, script: str) -> psutil.Process:
 
 @pytest.fixture
 def small_disk(fresh: Checkout) -> Iterator[Path]:
-    """`results/models` of the checkout on a file system of 1 MB."""
-    folder = fresh.folder / "results" / "models"
+    """`results/data` of the checkout on a file system that is too small for the packed images."""
+    folder = fresh.folder / "results" / "data"
     folder.mkdir(parents=True)
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(folder)]
     if os.geteuid() != 0 or subprocess.run(mount, stderr=subprocess.DEVNULL).returncode != 0:
         pytest.skip("only root can make a small disk here")
     yield folder
@@ -161,49 +160,47 @@ def small_disk(fresh: Checkout) -> Iterator[Path]:
 
 
 def test_full_disk(fresh: Checkout, small_disk: Path) -> None:
-    done = fresh.snakemake("results/models/fp32/model.pt")
+    done = fresh.snakemake(IMAGES)
     assert done.returncode != 0
     assert "The disk is full. Free some space and run the same command again: finished results are kept." in done.stdout
-    assert files(small_disk) == []
+    assert files(small_disk) == ["archive.json"]
     subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
-    done = fresh.snakemake("results/models/fp32/model.pt")
+    done = fresh.snakemake(IMAGES)
     assert done.returncode == 0, done.stdout
 
 
 def test_read_only_results(fresh: Checkout, small_disk: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro,size=64m", str(small_disk)], check=True)
-    done = fresh.snakemake("results/models/fp32/model.pt")
+    done = fresh.snakemake(RECEIPT)
     assert done.returncode != 0
     assert "Read-only file system" in done.stdout
     subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
-    done = fresh.snakemake("results/models/fp32/model.pt")
+    done = fresh.snakemake(RECEIPT)
     assert done.returncode == 0, done.stdout
 
 
 def test_a_second_run_waits_its_turn_and_a_killed_one_can_be_resumed(fresh: Checkout) -> None:
-    target = "results/models/fp32/model.pt"
     with subprocess.Popen(
-        command(target), cwd=fresh.folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command(IMAGES), cwd=fresh.folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as run:
-        job = _job_of(run.pid, "export_fp32.py")
+        job = _job_of(run.pid, "pack_images.py")
         job.suspend()  # or it might end first
-        second = fresh.snakemake(target)
+        second = fresh.snakemake(IMAGES)
         run.kill()
     job.kill()
     assert second.returncode != 0
     assert LOCKED in second.stdout
     assert "It can be removed with the --unlock argument." in second.stdout
     # What a job could have left at worst: half a file beside its place, and one in its place.
-    model = fresh.folder / target
-    model.parent.mkdir(parents=True, exist_ok=True)
-    model.write_bytes(b"half")
-    model.with_name(f".model.{job.pid}.partial.pt").write_bytes(b"half")
+    images = fresh.folder / IMAGES
+    images.write_bytes(b"half")
+    images.with_name(f".images.{job.pid}.partial.npy").write_bytes(b"half")
     assert fresh.snakemake("--unlock").returncode == 0
-    without_profile = fresh.snakemake("--workflow-profile", "none", target)
+    without_profile = fresh.snakemake("--workflow-profile", "none", IMAGES)
     assert without_profile.returncode != 0
     assert "--rerun-incomplete" in without_profile.stdout
-    finish(fresh.folder, target)
-    assert model.stat().st_size > 1000
+    finish(fresh.folder, IMAGES)
+    assert images.stat().st_size > 1000
     assert partials(fresh.folder) == []
 
 

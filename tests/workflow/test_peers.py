@@ -75,10 +75,8 @@ def test_without_the_environment_rows_say_how_to_get_it(run: Checkout) -> None:
     assert not (run.folder / ".venv-peers").exists()
     overlay = {"variants": {**PEERS}}
     assert set(run.stale(overlay=overlay)) == {"derive_limits"} | AGGREGATE | draw("attention")
-    done = run.snakemake(overlay=overlay)
+    done = run.snakemake("results/summary.csv", overlay=overlay)
     assert done.returncode == 0, done.stdout
     for row in map(summary(run).get, PEERS):
         assert (row["status"], row["latency_p50_ms"], row["size_mb"]) == ("unsupported", "", "")
         assert row["reason"] == "the peers' environment is missing: make peers"
-    assert "make peers" in (run.folder / "results/report.html").read_text()
-    assert "make peers" in done.stdout

@@ -7,17 +7,18 @@ from conftest import Checkout
 FEATURES = "results/features/int8-dynamic-linear.npz"
 
 
-def test_two_shards_give_the_same_file(finished: Checkout, fresh: Checkout) -> None:
-    done = fresh.snakemake(FEATURES, overlay={"accuracy": {"shards": 2}})
+def test_two_shards_give_the_same_file(finished: Checkout, run: Checkout) -> None:
+    (run.folder / FEATURES).unlink()
+    done = run.snakemake(FEATURES, overlay={"accuracy": {"shards": 2}})
     assert done.returncode == 0, done.stdout
     assert done.stdout.count("rule extract_shard:") == 2
-    assert (fresh.folder / FEATURES).read_bytes() == (finished.folder / FEATURES).read_bytes()
-    assert not list(Path(fresh.folder / FEATURES).with_suffix("").glob("*"))  # the parts are gone
-    assert set(fresh.stale(FEATURES, overlay={"accuracy": {"shards": 2}})) == set()
+    assert (run.folder / FEATURES).read_bytes() == (finished.folder / FEATURES).read_bytes()
+    assert not list(Path(run.folder / FEATURES).with_suffix("").glob("*"))  # the parts are gone
+    assert set(run.stale(FEATURES, overlay={"accuracy": {"shards": 2}})) == set()
 
 
-def test_too_many_shards_are_explained(fresh: Checkout) -> None:
-    done = fresh.snakemake(FEATURES, overlay={"accuracy": {"shards": 3}})
+def test_too_many_shards_are_explained(run: Checkout) -> None:
+    done = run.snakemake(FEATURES, overlay={"accuracy": {"shards": 3}})
     assert done.returncode != 0
     assert "accuracy.shards is 3, but there are only 2 batches of accuracy.batch_size 16" in done.stdout
 
