@@ -4,7 +4,6 @@ Imported by the Snakefile, so it needs nothing heavier than jsonschema and PyYAM
 """
 
 import copy
-import difflib
 import itertools
 import math
 import re
@@ -14,9 +13,9 @@ from typing import Any
 
 import yaml
 from jsonschema import Draft202012Validator
-from jsonschema.exceptions import ValidationError
 
 from dinoquant.errors import UserError
+from dinoquant.explain import NAMES, explain, nearest, preset_like
 from dinoquant.runtimes import RUNTIMES, TORCHSCRIPT, missing, recipe_of
 
 BASELINE = "fp32"
@@ -25,7 +24,6 @@ MOST_VALUES = 100_000
 DEEPEST = 32
 LONGEST_MESSAGE = 500  # characters of one problem, which may repeat a whole list
 MOST_POINTS = 1000  # of a sweep: a typing error must not fill the disk
-NAMES = "it becomes a folder; use up to 64 letters, digits, and `_ . + -`, beginning with a letter or digit"
 
 
 def complete(config: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, Any]:
@@ -47,8 +45,7 @@ def complete(config: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, 
         problems += wrong
     _read_numbers(result, schema)
     problems += [
-        _explain(error, suffix=_preset_like(error, schema))
-        for error in Draft202012Validator(schema).iter_errors(result)
+        explain(error, suffix=preset_like(error, schema)) for error in Draft202012Validator(schema).iter_errors(result)
     ]
     result["presets"] = []
     if not problems:
@@ -106,7 +103,7 @@ def _add_presets(config: dict[str, Any], presets: Mapping[str, Any]) -> list[str
         known = presets.get(name)
         variants[name] = _merged(copy.deepcopy(known), options) if known and isinstance(options, dict) else options
     config["variants"] = variants
-    return [f"presets: found {name!r}{_nearest(name, list(presets))}" for name in unknown]
+    return [f"presets: found {name!r}{nearest(name, list(presets))}" for name in unknown]
 
 
 def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -148,7 +145,7 @@ def _points(
     sweep = options["sweep"]
     fixed = {key: value for key, value in options.items() if key != "sweep"}
     where = ("variants", name, "sweep")
-    problems = [_explain(error, where) for error in Draft202012Validator(schema["$defs"]["sweep"]).iter_errors(sweep)]
+    problems = [explain(error, where) for error in Draft202012Validator(schema["$defs"]["sweep"]).iter_errors(sweep)]
     if problems:
         return {}, problems
     problems = [f"{'.'.join(where)}.{key}: given twice, in the sweep and beside it" for key in sweep if key in fixed]
@@ -219,12 +216,12 @@ def _variant_problems(name: str, config: Mapping[str, Any], schema: Mapping[str,
     known = _recipes(runtime, schema)
     if recipe not in known:
         elsewhere = [other for other in RUNTIMES if recipe in _recipes(other, schema)]
-        hint = f"; the runtime {' or '.join(elsewhere)} has it" if elsewhere else _nearest(recipe, list(known))
+        hint = f"; the runtime {' or '.join(elsewhere)} has it" if elsewhere else nearest(recipe, list(known))
         yield f"variants.{name}.recipe: found {recipe!r}, which is no recipe of the runtime {runtime}{hint}"
         return
     checks = {**known[recipe], "additionalProperties": False, "$defs": schema["$defs"]}
     for error in Draft202012Validator(checks).iter_errors(options):
-        yield _explain(error, ("variants", name), f" of the recipe {recipe}")
+        yield explain(error, ("variants", name), f" of the recipe {recipe}")
 
 
 def _recipes(runtime: str, schema: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -260,61 +257,6 @@ def _contradictions(config: Mapping[str, Any]) -> Iterator[str]:
             )
         if config["accuracy"]["k"] > generated["classes"] * dataset["bank_per_class"]:
             yield f"accuracy.k: {config['accuracy']['k']} is more than the images of the bank"
-
-
-def _explain(error: ValidationError, prefix: tuple[str, ...] = (), suffix: str = "") -> str:
-    """Say in one line where a value is wrong and what would be right."""
-    where = ".".join(map(str, (*prefix, *error.absolute_path)))
-    label = f"{where}: " if where else ""
-    schema = error.schema if isinstance(error.schema, Mapping) else {}
-    expected: Any = error.validator_value
-    found: Any = error.instance
-    match error.validator:
-        case "additionalProperties" if isinstance(found, Mapping):
-            known = list(schema.get("properties", {}))
-            unknown = [key for key in found if key not in known]
-            return "; ".join(f"{label}unknown key `{key}`{suffix}{_nearest(str(key), known)}" for key in unknown)
-        case "required":
-            absent = [key for key in expected if key not in found]
-            return f"{label}missing {', '.join(f'`{key}`' for key in absent)}{suffix}"
-        case "enum":
-            return f"{label}found {found!r}{_nearest(str(found), expected)}"
-        case "anyOf":
-            return f"{label}found {found!r}, expected {_alternatives(expected)}"
-        case "pattern" if "propertyNames" in error.absolute_schema_path:
-            return f"{label}`{found}` cannot be a variant's name: {NAMES}"
-        case "pattern" if "description" in schema:
-            return f"{label}found {found!r}, which does not fit. {schema['description']}"
-        case _:
-            return f"{label}{error.message}" + (f" ({schema['description']})" if "description" in schema else "")
-
-
-def _nearest(word: str, known: Sequence[Any]) -> str:
-    names = [str(name) for name in known]
-    close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
-    guess = f"; did you mean `{close[0]}`?" if close else ""
-    return f"{guess} (known: {', '.join(names)})" if names else f"{guess} (there are none)"
-
-
-def _preset_like(error: ValidationError, schema: Mapping[str, Any]) -> str:
-    """Name the preset that a variant without a recipe may have been meant to change, if one is called alike."""
-    where = list(error.absolute_path)
-    if error.validator != "required" or where[:1] != ["variants"]:
-        return ""
-    close = difflib.get_close_matches(str(where[1]), schema["$defs"]["presets"], n=1)
-    return f"; did you mean the preset `{close[0]}`?" if close else ""
-
-
-def _alternatives(options: Sequence[Mapping[str, Any]]) -> str:
-    """Name the alternatives of an `anyOf`, each of which is a constant or a type in this schema."""
-    words = {"array": "a list of ", "integer": "a whole number", "string": "names"}
-    items = (option.get("items", {}) for option in options)
-    return " or ".join(
-        f"`{option['const']}`"
-        if "const" in option
-        else words[option["type"]] + (", ".join(item.get("enum", [])) or words.get(item.get("type", ""), ""))
-        for option, item in zip(options, items, strict=True)
-    )
 
 
 def _read_numbers(instance: dict[str, Any], schema: Mapping[str, Any]) -> None:
