@@ -1,6 +1,8 @@
 """Every figure is complete, says what is missing, keeps its labels apart, and is the same file every time."""
 
+import inspect
 import json
+from importlib import import_module
 from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation, Text
+from matplotlib.transforms import Bbox
 
 from dinoquant.report.figures import (
     attention,
@@ -25,7 +29,10 @@ from dinoquant.report.figures import (
     size,
     throughput,
 )
-from dinoquant.report.figures.style import Style, read_summary, save, use_style
+from dinoquant.report.figures.catalogue import CATALOGUE
+from dinoquant.report.figures.inputs import READERS, read_summary
+from dinoquant.report.figures.labels import spread_apart
+from dinoquant.report.figures.style import Style, save, use_style
 from dinoquant.report.summary import summarise, write_summary
 from samples import NO_CPU, VARIANTS, Samples, write_samples
 
@@ -67,6 +74,14 @@ def _audits(samples: Samples) -> dict[str, pd.DataFrame]:
 
 def _texts(figure: Figure) -> list[str]:
     return [text.get_text() for text in figure.findobj(Text) if text.get_text()]
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_every_figure_has_a_module_that_takes_what_it_needs(name: str) -> None:
+    draw = import_module(f"dinoquant.report.figures.{name}").draw
+    assert len(inspect.signature(draw).parameters) == len(CATALOGUE[name].needs) + 1
+    assert set(CATALOGUE[name].needs) <= set(READERS)
+    assert name in (Path(__file__).parents[2] / "results/README.md").read_text()
 
 
 @pytest.mark.parametrize("module", FROM_SUMMARY, ids=lambda module: module.__name__.rpartition(".")[2])
@@ -112,12 +127,25 @@ def test_accuracy_figures_say_when_their_inputs_are_a_substitute(
     assert "says nothing" not in " ".join(_texts(module.draw(_table(samples), use_style(samples.figure_config))))
 
 
+def _label_boxes(ax: Axes) -> list[Bbox]:
+    """Return where the names stand, after checking that they cover no name, no marker, and not the front."""
+    boxes = [Text.get_window_extent(label) for label in ax.texts if isinstance(label, Annotation)]
+    assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+    centres = [
+        ax.transData.transform(line.get_xydata())[0] for line in ax.lines if line.get_marker() not in ("None", "")
+    ]
+    assert len(centres) >= len(boxes)
+    assert not any(box.contains(*centre) for box in boxes for centre in centres)
+    fronts = [line for line in ax.lines if line.get_gid() == pareto.FRONT]
+    paths = [line.get_path().transformed(line.get_transform()) for line in fronts]
+    assert not any(path.intersects_bbox(box, filled=False) for path in paths for box in boxes)
+    return boxes
+
+
 def test_pareto_labels_keep_apart(samples: Samples) -> None:
     figure = pareto.draw(_table(samples), use_style(samples.figure_config))
     for ax in figure.axes:
-        labels = [text for text in ax.texts if isinstance(text, Annotation)]
-        boxes = [Text.get_window_extent(label) for label in labels]
-        assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+        boxes = _label_boxes(ax)
         assert all(ax.get_window_extent().contains(*box.min) for box in boxes)
 
 
@@ -151,16 +179,15 @@ def test_forty_variants_stay_readable(module: Any, samples: Samples) -> None:
     figure.draw_without_rendering()
     labels = [label for label in figure.axes[0].texts if isinstance(label, Annotation)]
     assert {label.get_text() for label in labels} == set(config["variants"])
-    boxes = [Text.get_window_extent(label) for label in labels]
-    assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+    _label_boxes(figure.axes[0])
     assert figure.get_tightbbox().y0 >= 0
 
 
 def test_spread_keeps_the_order_the_gap_and_the_top() -> None:
-    heights = throughput.spread([1.0, 1.1, 9.9, 10.0], 1.0, 10.0)
+    heights = spread_apart([1.0, 1.1, 9.9, 10.0], 1.0, 10.0)
     assert all(upper - lower >= 1.0 - 1e-9 for lower, upper in pairwise(heights))
     assert heights[-1] <= 10.0
-    assert throughput.spread([1.0, 5.0], 1.0, 10.0) == [1.0, 5.0]
+    assert spread_apart([1.0, 5.0], 1.0, 10.0) == [1.0, 5.0]
 
 
 def _roofline(samples: Samples, **config: Any) -> Figure:
@@ -264,20 +291,20 @@ def test_colours_and_markers_stay_with_the_variant_and_differ(samples: Samples) 
 
 
 def _maps() -> dict[str, dict[str, np.ndarray]]:
-    """Return what is found in two images: the same by all but int8-static, which sees nothing, and one that hides."""
+    """Return maps of two images: alike but for int8-static, whose are even, and bf16, which has none."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (2, 3, 56, 56), dtype=np.uint8)
     maps = rng.dirichlet(np.ones(16), (2, 3)).reshape(2, 3, 4, 4).astype(np.float32)
-    found = {variant: {"images": images, "maps": maps} for variant in VARIANTS if variant != "fp16"}
-    found["int8-static"] = {"images": images, "maps": np.full_like(maps, 1 / 16)}
-    found["bf16"] = {"images": images, "reason": np.array("it computes attention in the dark")}
-    return found
+    by_variant = {variant: {"images": images, "maps": maps} for variant in VARIANTS if variant != "fp16"}
+    by_variant["int8-static"] = {"images": images, "maps": np.full_like(maps, 1 / 16)}
+    by_variant["bf16"] = {"images": images, "reason": np.array("it computes attention in the dark")}
+    return by_variant
 
 
 @pytest.mark.parametrize("font_scale", [1.0, 1.3])
 def test_attention_shows_every_map_or_why_there_is_none(font_scale: float, substitute: Samples) -> None:
-    style = use_style(substitute.figure_config | {"font_scale": font_scale})
-    figure = attention.draw(_maps(), {"fp16": NO_CPU}, style)
+    style = use_style(substitute.figure_config | {"font_scale": font_scale, "without_attention": {"fp16": NO_CPU}})
+    figure = attention.draw(_maps(), style)
     texts = [text.replace("\n", "") for text in _texts(figure)]
     assert [variant for variant in VARIANTS if variant not in texts and variant not in ("fp16", "bf16")] == []
     foot = figure.get_supxlabel().replace("\n", " ")
@@ -293,18 +320,18 @@ def test_attention_shows_every_map_or_why_there_is_none(font_scale: float, subst
 
 def test_attention_tells_an_architecture_without_maps(samples: Samples) -> None:
     images = np.zeros((1, 3, 56, 56), dtype=np.uint8)
-    found = {variant: {"images": images, "reason": np.array("vit_x has no [CLS] token")} for variant in VARIANTS}
-    texts = _texts(attention.draw(found, {}, use_style(samples.figure_config)))
+    maps = {variant: {"images": images, "reason": np.array("vit_x has no [CLS] token")} for variant in VARIANTS}
+    texts = _texts(attention.draw(maps, use_style(samples.figure_config)))
     assert "image" in texts
     assert any("fp16-dynamic: vit_x has no [CLS] token." in text for text in texts)
 
 
 def test_the_colours_of_an_image_are_those_of_fp32(samples: Samples) -> None:
     """A variant that attends elsewhere must not get colours of its own."""
-    found = _maps()
-    figure = attention.draw(found, {"fp16": NO_CPU}, use_style(samples.figure_config))
+    maps = _maps()
+    figure = attention.draw(maps, use_style(samples.figure_config | {"without_attention": {"fp16": NO_CPU}}))
     first = [ax.images[0] for ax in figure.axes if ax.images][1:7]
-    reference = found["fp32"]["maps"][0].mean(axis=0)
+    reference = maps["fp32"]["maps"][0].mean(axis=0)
     assert {image.get_clim() for image in first} == {
         (float(reference.min()), float(np.percentile(reference, attention.PERCENTILE)))
     }
