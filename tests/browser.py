@@ -76,10 +76,10 @@ class Browser:
         """Load a local file, and wait until all of it is there."""
         self.events.clear()
         self.do("Page.navigate", url=path.as_uri())
-        while not self.seen("Page.loadEventFired"):
+        while not self.reported("Page.loadEventFired"):
             self._read()
 
-    def look(self, width: int = 1280, height: int = 900, scheme: str = "light", media: str = "screen") -> None:
+    def show(self, width: int = 1280, height: int = 900, scheme: str = "light", media: str = "screen") -> None:
         """Set the size of the window, the colour scheme, and screen or print."""
         self.do("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
         features = [{"name": "prefers-color-scheme", "value": scheme}]
@@ -87,11 +87,11 @@ class Browser:
 
     def run(self, script: str) -> Any:
         """Return what a JavaScript expression gives, as JSON."""
-        found = self.do("Runtime.evaluate", expression=script, returnByValue=True)
-        assert "exceptionDetails" not in found, found
-        return found["result"].get("value")
+        answer = self.do("Runtime.evaluate", expression=script, returnByValue=True)
+        assert "exceptionDetails" not in answer, answer
+        return answer["result"].get("value")
 
-    def seen(self, *methods: str) -> list[dict[str, Any]]:
+    def reported(self, *methods: str) -> list[dict[str, Any]]:
         """Return what the events of these names said."""
         return [event["params"] for event in self.events if event["method"] in methods]
 

@@ -110,6 +110,7 @@ class Samples:
         parts = [json.loads(path.read_text())["substitute"] for path in (self.dataset, self.info)]
         return {
             **self.config["figures"],
+            "without_attention": {},
             "variants": list(self.config["variants"]),
             "substitute": ", ".join(part for part in parts if part) or None,
         }
@@ -163,8 +164,8 @@ def write_tables(samples: Samples) -> None:
         *(samples.latency, samples.footprint, samples.accuracy, samples.audits, samples.models), samples.summary_config
     )
     write_summary(table, samples.root / "summary.csv")
-    found = recommend(read_rows(samples.root / "summary.csv"), samples.recommend_config)
-    _write(samples.root / "recommendation.json", found)
+    recommendation = recommend(read_rows(samples.root / "summary.csv"), samples.recommend_config)
+    _write(samples.root / "recommendation.json", recommendation)
     (samples.root / "latency.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg"/>')
 
 

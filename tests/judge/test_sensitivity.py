@@ -26,7 +26,8 @@ from samples import photographs, tiny_vit
 
 mpl.use("agg")
 SIZE = 64
-LOOK = {"palette": "colorblind", "font_scale": 1.0, "dpi": 60, "variants": [], "batch_size": None, "substitute": None}
+FIGURE_PARAMS = {"palette": "colorblind", "font_scale": 1.0, "dpi": 60, "variants": [], "batch_size": None}
+FIGURE_PARAMS |= {"without_attention": {}, "substitute": None}
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +168,7 @@ def _written(table: list[dict[str, Any]], folder: Path) -> pd.DataFrame:
 
 
 def test_the_figure_shows_every_module(table: list[dict[str, Any]], tmp_path: Path) -> None:
-    drawn = figure.draw(_written(table, tmp_path), use_style(LOOK))
+    drawn = figure.draw(_written(table, tmp_path), use_style(FIGURE_PARAMS))
     drawn.draw_without_rendering()
     texts = [text.get_text() for text in drawn.findobj(Text)]
     assert {STATIC, PER_TOKEN, "qkv", "proj", "fc1", "fc2", "patches", "0", "5"} <= set(texts)
@@ -185,7 +186,7 @@ def test_the_figure_puts_each_number_in_its_cell(table: list[dict[str, Any]], tm
     frame["cosine_mean"] = 1 - 1e-6
     frame.loc[(frame["module"] == "blocks.4.mlp.fc1") & (frame["precision"] == PER_TOKEN), "cosine_mean"] = 1 - 1.234e-3
     frame.loc[frame["module"] == "*.mlp.fc1", "cosine_mean"] = 0.5  # of a kind: not drawn
-    drawn = figure.draw(frame, use_style(LOOK | {"substitute": "seeded weights"}))
+    drawn = figure.draw(frame, use_style(FIGURE_PARAMS | {"substitute": "seeded weights"}))
     cells = {(number, *text.get_position()): text.get_text() for number in (0, 1) for text in drawn.axes[number].texts}
     assert cells.pop((1, 2.5, 5.5)) == "1,234"  # right panel, fc1, below the patches and blocks 0 to 3
     assert set(cells.values()) == {"1.0"}

@@ -85,7 +85,7 @@ def test_what_does_not_depend_on_the_moment_is_compared_exactly(runs: tuple[Samp
     text = compared(runs)
     assert verdict(text, "bf16") == "cosine -2e-05"
     assert verdict(text, "int8-static") == "k-NN +1.9"
-    assert verdict(text, "int8-weight-only", 16) == "MB +1.9"
+    assert verdict(text, "int8-weight-only", 16) == "size +1.9"
 
 
 def test_doubt_is_part_of_the_verdict(runs: tuple[Samples, Samples]) -> None:

@@ -1,6 +1,8 @@
 """Every figure is complete, says what is missing, keeps its labels apart, and is the same file every time."""
 
+import inspect
 import json
+from importlib import import_module
 from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation, Text
+from matplotlib.transforms import Bbox
 
 from dinoquant.report.figures import (
     attention,
@@ -25,7 +29,10 @@ from dinoquant.report.figures import (
     size,
     throughput,
 )
-from dinoquant.report.figures.style import Style, read_summary, save, use_style
+from dinoquant.report.figures.catalogue import CATALOGUE
+from dinoquant.report.figures.inputs import READERS, read_summary
+from dinoquant.report.figures.labels import spread_apart
+from dinoquant.report.figures.style import Style, save, use_style
 from dinoquant.report.summary import summarise, write_summary
 from samples import NO_CPU, VARIANTS, Samples, write_samples
 
@@ -41,6 +48,20 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> Samples:
 @pytest.fixture(scope="module")
 def substitute(tmp_path_factory: pytest.TempPathFactory) -> Samples:
     return _with_summary(write_samples(tmp_path_factory.mktemp("substitute"), batch_sizes=(4,), substitute=True))
+
+
+@pytest.fixture(scope="module")
+def drawn(samples: Samples) -> dict[Any, Figure]:
+    """The figures that need the summary alone, by module."""
+    style = use_style(samples.figure_config)
+    return {module: module.draw(_table(samples), style) for module in FROM_SUMMARY}
+
+
+@pytest.fixture(scope="module")
+def drawn_large(substitute: Samples) -> dict[Any, Figure]:
+    """The same in large print, of a run with substitutes."""
+    style = use_style(substitute.figure_config | {"font_scale": 1.3})
+    return {module: module.draw(_table(substitute), style) for module in FROM_SUMMARY}
 
 
 @pytest.fixture(autouse=True)
@@ -69,15 +90,32 @@ def _texts(figure: Figure) -> list[str]:
     return [text.get_text() for text in figure.findobj(Text) if text.get_text()]
 
 
+def _assert_inside(figure: Figure) -> None:
+    """All that is drawn lies within the picture."""
+    figure.draw_without_rendering()
+    box, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
+    assert min(box.x0, box.y0) >= 0
+    assert box.x1 <= width
+    assert box.y1 <= height
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_every_figure_has_a_module_that_takes_what_it_needs(name: str) -> None:
+    draw = import_module(f"dinoquant.report.figures.{name}").draw
+    assert len(inspect.signature(draw).parameters) == len(CATALOGUE[name].needs) + 1
+    assert set(CATALOGUE[name].needs) <= set(READERS)
+    assert name in (Path(__file__).parents[2] / "results/README.md").read_text()
+
+
 @pytest.mark.parametrize("module", FROM_SUMMARY, ids=lambda module: module.__name__.rpartition(".")[2])
-def test_every_variant_is_named(module: Any, samples: Samples) -> None:
-    texts = " ".join(_texts(module.draw(_table(samples), use_style(samples.figure_config))))
+def test_every_variant_is_named(module: Any, drawn: dict[Any, Figure]) -> None:
+    texts = " ".join(_texts(drawn[module]))
     assert [variant for variant in VARIANTS if variant not in texts] == []
 
 
 @pytest.mark.parametrize("module", [latency, pareto, fidelity, throughput])
-def test_what_does_not_run_is_noted_with_its_reason(module: Any, samples: Samples) -> None:
-    text = " ".join(_texts(module.draw(_table(samples), use_style(samples.figure_config))))
+def test_what_does_not_run_is_noted_with_its_reason(module: Any, drawn: dict[Any, Figure]) -> None:
+    text = " ".join(_texts(drawn[module]))
     assert f"Not on cpu: fp16 ({NO_CPU})" in text.replace("\n", " ")
 
 
@@ -91,38 +129,43 @@ def test_a_doubtful_timing_is_shown_and_named(module: Any, samples: Samples) -> 
 
 
 @pytest.mark.parametrize("module", FROM_SUMMARY)
-def test_no_text_leaves_the_picture(module: Any, substitute: Samples) -> None:
-    figure = module.draw(_table(substitute), use_style(substitute.figure_config | {"font_scale": 1.3}))
-    figure.draw_without_rendering()
-    drawn, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
-    assert drawn.x0 >= 0
-    assert drawn.y0 >= 0
-    assert drawn.x1 <= width
-    assert drawn.y1 <= height
+def test_no_text_leaves_the_picture(module: Any, drawn_large: dict[Any, Figure]) -> None:
+    _assert_inside(drawn_large[module])
 
 
 @pytest.mark.parametrize("module", [pareto, fidelity])
 def test_accuracy_figures_say_when_their_inputs_are_a_substitute(
-    module: Any, samples: Samples, substitute: Samples
+    module: Any, drawn: dict[Any, Figure], drawn_large: dict[Any, Figure]
 ) -> None:
-    warning = "generated data set, seeded weights: accuracy says nothing about DINO"
-    warned = " ".join(_texts(module.draw(_table(substitute), use_style(substitute.figure_config))))
-    assert warning in warned.replace("\n", " ")
+    warned = " ".join(_texts(drawn_large[module])).replace("\n", " ")
+    assert "generated data set, seeded weights: accuracy says nothing about DINO" in warned
     assert "substitute" not in warned
-    assert "says nothing" not in " ".join(_texts(module.draw(_table(samples), use_style(samples.figure_config))))
+    assert "says nothing" not in " ".join(_texts(drawn[module]))
 
 
-def test_pareto_labels_keep_apart(samples: Samples) -> None:
-    figure = pareto.draw(_table(samples), use_style(samples.figure_config))
-    for ax in figure.axes:
-        labels = [text for text in ax.texts if isinstance(text, Annotation)]
-        boxes = [Text.get_window_extent(label) for label in labels]
-        assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+def _label_boxes(ax: Axes) -> list[Bbox]:
+    """Return where the names stand, after checking that they cover no name, no marker, and not the front."""
+    boxes = [Text.get_window_extent(label) for label in ax.texts if isinstance(label, Annotation)]
+    assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+    centres = [
+        ax.transData.transform(line.get_xydata())[0] for line in ax.lines if line.get_marker() not in ("None", "")
+    ]
+    assert len(centres) >= len(boxes)
+    assert not any(box.contains(*centre) for box in boxes for centre in centres)
+    fronts = [line for line in ax.lines if line.get_gid() == pareto.FRONT]
+    paths = [line.get_path().transformed(line.get_transform()) for line in fronts]
+    assert not any(path.intersects_bbox(box, filled=False) for path in paths for box in boxes)
+    return boxes
+
+
+def test_pareto_labels_keep_apart(drawn: dict[Any, Figure]) -> None:
+    for ax in drawn[pareto].axes:
+        boxes = _label_boxes(ax)
         assert all(ax.get_window_extent().contains(*box.min) for box in boxes)
 
 
-def test_pareto_gives_every_nine_of_a_cosine_as_much_room_and_says_where_it_ends(samples: Samples) -> None:
-    figure = pareto.draw(_table(samples), use_style(samples.figure_config))
+def test_pareto_gives_every_nine_of_a_cosine_as_much_room_and_says_where_it_ends(drawn: dict[Any, Figure]) -> None:
+    figure = drawn[pareto]
     ax = figure.axes[0]
     heights = ax.transData.transform([(1, cosine) for cosine in (0.9, 0.99, 0.999, 0.9999)])[:, 1]
     np.testing.assert_allclose(np.diff(heights, 2), 0, atol=0.01)
@@ -151,16 +194,15 @@ def test_forty_variants_stay_readable(module: Any, samples: Samples) -> None:
     figure.draw_without_rendering()
     labels = [label for label in figure.axes[0].texts if isinstance(label, Annotation)]
     assert {label.get_text() for label in labels} == set(config["variants"])
-    boxes = [Text.get_window_extent(label) for label in labels]
-    assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+    _label_boxes(figure.axes[0])
     assert figure.get_tightbbox().y0 >= 0
 
 
 def test_spread_keeps_the_order_the_gap_and_the_top() -> None:
-    heights = throughput.spread([1.0, 1.1, 9.9, 10.0], 1.0, 10.0)
+    heights = spread_apart([1.0, 1.1, 9.9, 10.0], 1.0, 10.0)
     assert all(upper - lower >= 1.0 - 1e-9 for lower, upper in pairwise(heights))
     assert heights[-1] <= 10.0
-    assert throughput.spread([1.0, 5.0], 1.0, 10.0) == [1.0, 5.0]
+    assert spread_apart([1.0, 5.0], 1.0, 10.0) == [1.0, 5.0]
 
 
 def _roofline(samples: Samples, **config: Any) -> Figure:
@@ -191,11 +233,7 @@ def test_roofline_is_complete_and_keeps_inside(samples: Samples, substitute: Sam
     assert [variant for variant in VARIANTS if variant not in texts] == []
     assert f"Not on cpu: fp16 ({NO_CPU})" in texts
     figure = _roofline(substitute, font_scale=1.3)
-    figure.draw_without_rendering()
-    drawn, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
-    assert (drawn.x0, drawn.y0) >= (0, 0)
-    assert drawn.x1 <= width
-    assert drawn.y1 <= height
+    _assert_inside(figure)
 
 
 def test_audit_shows_conv2d_untouched_and_converted(samples: Samples) -> None:
@@ -248,11 +286,10 @@ def test_missing_intervals_and_percentiles_are_left_out(samples: Samples) -> Non
         assert not any("nan" in text for text in _texts(figure))
 
 
-def test_figures_show_the_batch_size_of_the_config(samples: Samples) -> None:
-    config = samples.figure_config
-    assert "Latency at batch size 1" in _texts(latency.draw(_table(samples), use_style(config)))
-    config["batch_size"] = 16
-    assert "Latency at batch size 16" in _texts(latency.draw(_table(samples), use_style(config)))
+def test_figures_show_the_batch_size_of_the_config(samples: Samples, drawn: dict[Any, Figure]) -> None:
+    assert "Latency at batch size 1" in _texts(drawn[latency])
+    style = use_style(samples.figure_config | {"batch_size": 16})
+    assert "Latency at batch size 16" in _texts(latency.draw(_table(samples), style))
 
 
 def test_colours_and_markers_stay_with_the_variant_and_differ(samples: Samples) -> None:
@@ -264,20 +301,20 @@ def test_colours_and_markers_stay_with_the_variant_and_differ(samples: Samples) 
 
 
 def _maps() -> dict[str, dict[str, np.ndarray]]:
-    """Return what is found in two images: the same by all but int8-static, which sees nothing, and one that hides."""
+    """Return maps of two images: alike but for int8-static, whose are even, and bf16, which has none."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (2, 3, 56, 56), dtype=np.uint8)
     maps = rng.dirichlet(np.ones(16), (2, 3)).reshape(2, 3, 4, 4).astype(np.float32)
-    found = {variant: {"images": images, "maps": maps} for variant in VARIANTS if variant != "fp16"}
-    found["int8-static"] = {"images": images, "maps": np.full_like(maps, 1 / 16)}
-    found["bf16"] = {"images": images, "reason": np.array("it computes attention in the dark")}
-    return found
+    by_variant = {variant: {"images": images, "maps": maps} for variant in VARIANTS if variant != "fp16"}
+    by_variant["int8-static"] = {"images": images, "maps": np.full_like(maps, 1 / 16)}
+    by_variant["bf16"] = {"images": images, "reason": np.array("it computes attention in the dark")}
+    return by_variant
 
 
 @pytest.mark.parametrize("font_scale", [1.0, 1.3])
 def test_attention_shows_every_map_or_why_there_is_none(font_scale: float, substitute: Samples) -> None:
-    style = use_style(substitute.figure_config | {"font_scale": font_scale})
-    figure = attention.draw(_maps(), {"fp16": NO_CPU}, style)
+    style = use_style(substitute.figure_config | {"font_scale": font_scale, "without_attention": {"fp16": NO_CPU}})
+    figure = attention.draw(_maps(), style)
     texts = [text.replace("\n", "") for text in _texts(figure)]
     assert [variant for variant in VARIANTS if variant not in texts and variant not in ("fp16", "bf16")] == []
     foot = figure.get_supxlabel().replace("\n", " ")
@@ -285,40 +322,38 @@ def test_attention_shows_every_map_or_why_there_is_none(font_scale: float, subst
     assert "No map of bf16: it computes attention in the dark." in foot
     assert len([text for text in texts if text == "1.000"]) == 2 * 5  # two images by all but fp32 and int8-static
     assert texts.count("even") == 2
-    figure.draw_without_rendering()
-    drawn, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
-    assert min(drawn.x0, drawn.y0) >= 0
-    assert (drawn.x1, drawn.y1) <= (width, height)
+    _assert_inside(figure)
 
 
 def test_attention_tells_an_architecture_without_maps(samples: Samples) -> None:
     images = np.zeros((1, 3, 56, 56), dtype=np.uint8)
-    found = {variant: {"images": images, "reason": np.array("vit_x has no [CLS] token")} for variant in VARIANTS}
-    texts = _texts(attention.draw(found, {}, use_style(samples.figure_config)))
+    maps = {variant: {"images": images, "reason": np.array("vit_x has no [CLS] token")} for variant in VARIANTS}
+    texts = _texts(attention.draw(maps, use_style(samples.figure_config)))
     assert "image" in texts
     assert any("fp16-dynamic: vit_x has no [CLS] token." in text for text in texts)
 
 
 def test_the_colours_of_an_image_are_those_of_fp32(samples: Samples) -> None:
     """A variant that attends elsewhere must not get colours of its own."""
-    found = _maps()
-    figure = attention.draw(found, {"fp16": NO_CPU}, use_style(samples.figure_config))
+    maps = _maps()
+    figure = attention.draw(maps, use_style(samples.figure_config | {"without_attention": {"fp16": NO_CPU}}))
     first = [ax.images[0] for ax in figure.axes if ax.images][1:7]
-    reference = found["fp32"]["maps"][0].mean(axis=0)
+    reference = maps["fp32"]["maps"][0].mean(axis=0)
     assert {image.get_clim() for image in first} == {
         (float(reference.min()), float(np.percentile(reference, attention.PERCENTILE)))
     }
     np.testing.assert_allclose(first[0].get_array(), reference, rtol=1e-6)
 
 
-@pytest.mark.parametrize("suffix", ["svg", "png", "pdf"])
-def test_files_are_the_same_every_time(suffix: str, substitute: Samples, tmp_path: Path) -> None:
+def test_files_are_the_same_every_time(substitute: Samples, tmp_path: Path) -> None:
     style: Style = use_style(substitute.figure_config)
     for name in ("first", "second"):
-        save(pareto.draw(_table(substitute), style), [tmp_path / f"{name}.{suffix}"], dpi=60)
-    first = (tmp_path / f"first.{suffix}").read_bytes()
-    assert first == (tmp_path / f"second.{suffix}").read_bytes()
-    assert not any(mark in first for mark in (b"Date", b"matplotlib.org", b"<dc:date>"))
+        paths = [tmp_path / f"{name}.{suffix}" for suffix in ("svg", "png", "pdf")]
+        save(pareto.draw(_table(substitute), style), paths, dpi=60)
+    for path in paths:
+        first = path.with_stem("first").read_bytes()
+        assert first == path.read_bytes()
+        assert not any(mark in first for mark in (b"Date", b"matplotlib.org", b"<dc:date>"))
 
 
 def test_distribution_shows_every_call_of_every_variant(samples: Samples) -> None:
@@ -347,9 +382,8 @@ def test_scaling_compares_the_most_threads_with_the_fewest(samples: Samples) -> 
     assert any("Timing noisy: bf16 with 4 threads" in text for text in texts)
 
 
-def test_throughput_rings_the_best_batch_size(samples: Samples) -> None:
-    table = read_summary(samples.root / "summary.csv")
-    cpu = throughput.draw(table, use_style(samples.figure_config)).axes[0]
+def test_throughput_rings_the_best_batch_size(samples: Samples, drawn: dict[Any, Figure]) -> None:
+    table, cpu = _table(samples), drawn[throughput].axes[0]
     rows = table[(table["device"] == "cpu") & (table["status"] != "unsupported")]
     best = rows.groupby("variant")["throughput_ips"].max()
     rings = [line for line in cpu.lines if line.get_markerfacecolor() == "none"]

@@ -21,8 +21,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("page")
     samples = write_samples(root, devices=("cpu", "cuda"), substitute=True)
     doubtful = next(path for path in samples.latency if path.match("cpu/bf16/batch1.json"))
-    seen = {"verdict": "noisy", "verdict_reason": "1.0 of 2 processors were used by others"}
-    doubtful.write_text(json.dumps(json.loads(doubtful.read_text()) | seen))
+    doubt = {"verdict": "noisy", "verdict_reason": "1.0 of 2 processors were used by others"}
+    doubtful.write_text(json.dumps(json.loads(doubtful.read_text()) | doubt))
     write_tables(samples)
     summary = root / "summary.csv"
     summary.write_text(summary.read_text().replace(NO_CPU, ATTACK))
@@ -40,7 +40,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 @pytest.fixture
 def browser(started: Browser, page: Path) -> Browser:
     """The page, freshly loaded, on a wide and light screen."""
-    started.look()
+    started.show()
     started.open(page)
     return started
 
@@ -65,9 +65,9 @@ def enter(browser: Browser, control: str, value: str) -> None:
 
 
 def test_it_asks_for_nothing_and_complains_of_nothing(browser: Browser, page: Path) -> None:
-    requests = [event["request"]["url"] for event in browser.seen("Network.requestWillBeSent")]
+    requests = [event["request"]["url"] for event in browser.reported("Network.requestWillBeSent")]
     assert [url for url in requests if not url.startswith("data:")] == [page.as_uri()]
-    assert browser.seen("Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown") == []
+    assert browser.reported("Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown") == []
 
 
 def test_no_other_script_runs(browser: Browser) -> None:
@@ -75,7 +75,7 @@ def test_no_other_script_runs(browser: Browser) -> None:
         "document.body.append(Object.assign(document.createElement('script'), {textContent: 'window.harm = true'}))"
     )
     assert browser.run("window.harm === undefined")
-    assert any("Content Security Policy" in event["entry"]["text"] for event in browser.seen("Log.entryAdded"))
+    assert any("Content Security Policy" in event["entry"]["text"] for event in browser.reported("Log.entryAdded"))
 
 
 def test_a_heading_sorts_by_number_with_what_is_missing_last(browser: Browser) -> None:
@@ -120,18 +120,18 @@ def test_more_columns_on_demand(browser: Browser) -> None:
     assert browser.run(visible) == browser.run("document.querySelectorAll('#rows thead th').length") > 20
 
 
-@pytest.mark.parametrize("look", [{"width": 390, "height": 844}, {"width": 718, "media": "print"}, {"width": 1280}])
-def test_nothing_is_wider_than_the_window(browser: Browser, look: dict) -> None:
-    browser.look(**look)
-    assert browser.run("document.documentElement.scrollWidth") <= look["width"]
+@pytest.mark.parametrize("window", [{"width": 390, "height": 844}, {"width": 718, "media": "print"}, {"width": 1280}])
+def test_nothing_is_wider_than_the_window(browser: Browser, window: dict) -> None:
+    browser.show(**window)
+    assert browser.run("document.documentElement.scrollWidth") <= window["width"]
 
 
 def test_dark_where_that_is_asked_for_and_white_on_paper(browser: Browser) -> None:
     paper = "getComputedStyle(document.body).backgroundColor"
-    browser.look(scheme="dark")
+    browser.show(scheme="dark")
     assert browser.run(paper) == "rgb(20, 24, 28)"
     assert browser.run("getComputedStyle(document.querySelector('.drawing')).filter").startswith("invert")
-    browser.look(scheme="dark", media="print")
+    browser.show(scheme="dark", media="print")
     assert browser.run(paper) == "rgb(255, 255, 255)"
     assert browser.run("getComputedStyle(document.querySelector('.drawing')).filter") == "none"
     assert browser.run("document.querySelector('.tools').offsetHeight") == 0

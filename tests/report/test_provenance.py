@@ -70,5 +70,5 @@ def test_without_a_commit_the_record_says_why(recorded: dict, monkeypatch: pytes
     empty = {"deterministic": [], "varying": [], "receipts": {}, "locks": [], "config": {}}
     for git in (None, {"commit": "abc", "dirty": True}):
         monkeypatch.setattr(provenance, "describe", lambda git=git: {"node": "a", "git": git})
-        found = record(**empty, snakemake="9")["git"]
-        assert found == git if git else (found["commit"] is None and "git" in found["reason"])
+        recorded = record(**empty, snakemake="9")["git"]
+        assert recorded == git if git else (recorded["commit"] is None and "git" in recorded["reason"])

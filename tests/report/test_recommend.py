@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from dinoquant.report.recommend import conclusion, front, link, recommend
+from dinoquant.report.choice import front
+from dinoquant.report.recommend import DeviceRecommendation, conclusion, link, recommend
 
 BUDGET = {"cosine": 0.99, "knn_top1_drop": None, "latency_ms": None, "size_mb": None, "peak_rss_mb": None}
 
@@ -31,39 +32,38 @@ GOOD = row("good", 5.0, 0.998)
 BF16 = row("bf16", 3.0, 0.9999, 40)
 
 
-def on_cpu(*rows: dict, substitutes: tuple[str, ...] = (), **budget: float) -> dict[str, Any]:
+def on_cpu(*rows: dict, substitutes: tuple[str, ...] = (), **budget: float) -> DeviceRecommendation:
     config = {
         **{"budget": BUDGET | budget, "devices": ["cpu"], "batch_size": 1, "substitutes": list(substitutes)},
         "artifacts": {row["variant"]: [f"results/models/{row['variant']}/model.pt"] for row in rows},
     }
-    found: dict[str, Any] = recommend(rows, config)["devices"]["cpu"]
-    return found
+    return recommend(rows, config)["devices"]["cpu"]
 
 
 def test_the_fastest_within_the_budget_is_picked() -> None:
-    found = on_cpu(FP32, NAIVE, GOOD, BF16)
-    assert found["answer"] == (
+    recommended = on_cpu(FP32, NAIVE, GOOD, BF16)
+    assert recommended["answer"] == (
         "On cpu, batch 1, deploy good: 5.00x as fast as fp32 (4.98 to 5.02), 4.0x smaller, cosine 0.9980; "
         "results/recommended/cpu.pt"
     )
-    assert found["runner_up"] == {"variant": "bf16", "distinguishable": True}
-    assert found["rejected"] == {
+    assert recommended["runner_up"] == {"variant": "bf16", "distinguishable": True}
+    assert recommended["rejected"] == {
         "fp32": "slower, 1.00x as fast as fp32 (0.98 to 1.02)",
         "naive": "its mean cosine to fp32 is 0.8900, 0.1000 short of the 0.99 asked for",
         "bf16": "slower, 3.00x as fast as fp32 (2.98 to 3.02)",
     }
-    assert "naive is faster, 6.00x as fast as fp32 (5.98 to 6.02), but its mean cosine" in found["reasons"][-1]
-    assert found["warnings"] == []
+    assert "naive is faster, 6.00x as fast as fp32 (5.98 to 6.02), but its mean cosine" in recommended["reasons"][-1]
+    assert recommended["warnings"] == []
 
 
 def test_every_variant_is_the_pick_or_has_a_reason() -> None:
     unsupported = FP32 | {"variant": "fp16", "status": "unsupported", "reason": "needs a GPU", "speedup": ""}
     unjudged = row("unjudged", 9.0, "")
     rows = [FP32, NAIVE, GOOD, BF16, unsupported, unjudged]
-    found = on_cpu(*rows)
-    assert {found["pick"], *found["rejected"]} == {row["variant"] for row in rows}
-    assert found["rejected"]["fp16"] == "does not run here: needs a GPU"
-    assert found["rejected"]["unjudged"] == "its mean cosine to fp32 was not measured"
+    recommended = on_cpu(*rows)
+    assert {recommended["pick"], *recommended["rejected"]} == {row["variant"] for row in rows}
+    assert recommended["rejected"]["fp16"] == "does not run here: needs a GPU"
+    assert recommended["rejected"]["unjudged"] == "its mean cosine to fp32 was not measured"
 
 
 @pytest.mark.parametrize(
@@ -96,21 +96,21 @@ def test_a_loss_that_is_only_possible_is_told_from_one_that_was_seen() -> None:
 
 
 def test_nothing_within_the_budget_names_what_comes_closest_and_by_how_much(tmp_path: Path) -> None:
-    found = on_cpu(FP32, NAIVE, GOOD, BF16, latency_ms=10)
-    assert (found["pick"], found["link"], found["closest"]) == (None, None, "good")
-    assert found["answer"] == (
+    recommended = on_cpu(FP32, NAIVE, GOOD, BF16, latency_ms=10)
+    assert (recommended["pick"], recommended["link"], recommended["closest"]) == (None, None, "good")
+    assert recommended["answer"] == (
         "On cpu, batch 1, nothing meets the budget. good comes closest: "
         "its median latency is 12.00 ms, 2.00 ms over the 10 ms allowed."
     )
-    link({"devices": {"cpu": found}}, tmp_path / "recommended")
+    link({"devices": {"cpu": recommended}}, tmp_path / "recommended")
     assert list((tmp_path / "recommended").iterdir()) == []
 
 
 def test_equal_speed_is_decided_by_size_and_said_to_be_equal() -> None:
-    found = on_cpu(FP32, row("large", 5.0, 0.999, 30, width=0.3), row("small", 4.9, 0.998, 20, width=0.3))
-    assert found["pick"] == "small"
-    assert found["runner_up"] == {"variant": "large", "distinguishable": False}
-    assert found["rejected"]["large"] == (
+    recommended = on_cpu(FP32, row("large", 5.0, 0.999, 30, width=0.3), row("small", 4.9, 0.998, 20, width=0.3))
+    assert recommended["pick"] == "small"
+    assert recommended["runner_up"] == {"variant": "large", "distinguishable": False}
+    assert recommended["rejected"]["large"] == (
         "not distinguishable in speed, 5.00x as fast as fp32 (4.70 to 5.30); larger, 30.0 MB"
     )
 
@@ -122,48 +122,51 @@ def test_differences_below_the_noise_floor_are_none() -> None:
 
 
 def test_a_wide_interval_makes_a_slow_variant_no_equal() -> None:
-    found = on_cpu(FP32, row("fast", 5.0, 0.999, 30), row("vague", 3.0, 0.999, 10, width=2.5))
-    assert found["pick"] == "fast"
-    assert found["rejected"]["vague"].endswith("(0.50 to 5.50), though not beyond noise")
+    recommended = on_cpu(FP32, row("fast", 5.0, 0.999, 30), row("vague", 3.0, 0.999, 10, width=2.5))
+    assert recommended["pick"] == "fast"
+    assert recommended["rejected"]["vague"].endswith("(0.50 to 5.50), though not beyond noise")
 
 
 def test_a_disturbed_machine_makes_a_slow_variant_no_equal_either() -> None:
-    found = on_cpu(FP32, row("fast", 3.0, 0.999, 30, width=2.9), row("slow", 0.2, 0.999, 10, width=0.9))
-    assert found["pick"] == "fast"
+    recommended = on_cpu(FP32, row("fast", 3.0, 0.999, 30, width=2.9), row("slow", 0.2, 0.999, 10, width=0.9))
+    assert recommended["pick"] == "fast"
 
 
 def test_a_doubtful_timing_loses_a_tie_and_is_picked_only_with_a_warning() -> None:
     doubtful = row("doubtful", 5.1, 0.999, 10, width=0.3, status="noisy", reason="5 % stolen")
-    found = on_cpu(FP32, doubtful, row("sound", 5.0, 0.999, 20, width=0.3))
-    assert (found["pick"], found["runner_up"]["variant"]) == ("sound", "doubtful")
-    assert "its timing is noisy" in found["rejected"]["doubtful"]
-    found = on_cpu(FP32, doubtful, BF16)
-    assert found["pick"] == "doubtful"
-    assert found["warnings"] == [
+    recommended = on_cpu(FP32, doubtful, row("sound", 5.0, 0.999, 20, width=0.3))
+    assert (recommended["pick"], recommended["runner_up"]["variant"]) == ("sound", "doubtful")
+    assert "its timing is noisy" in recommended["rejected"]["doubtful"]
+    recommended = on_cpu(FP32, doubtful, BF16)
+    assert recommended["pick"] == "doubtful"
+    assert recommended["warnings"] == [
         "The timing of doubtful is noisy: 5 % stolen. To repeat it, delete "
         "results/latency/cpu/doubtful/batch1.json and run again."
     ]
 
 
 def test_fp32_is_the_answer_where_nothing_is_faster() -> None:
-    found = on_cpu(FP32, row("slow", 0.9, 1.0, 80), NAIVE)
-    assert found["answer"].startswith(
+    recommended = on_cpu(FP32, row("slow", 0.9, 1.0, 80), NAIVE)
+    assert recommended["answer"].startswith(
         "On cpu, batch 1, deploy fp32: nothing within the budget is faster beyond the noise"
     )
-    assert "naive is faster" in found["reasons"][-1]
+    assert "naive is faster" in recommended["reasons"][-1]
 
 
 def test_missing_intervals_make_nothing_distinguishable() -> None:
     rows = [r | {"speedup_ci_low": "", "speedup_ci_high": ""} for r in (FP32, GOOD, BF16)]
-    found = on_cpu(*rows)
-    assert found["answer"].startswith("On cpu, batch 1, deploy good: 5.00x as fast as fp32, 4.0x smaller")
-    assert found["runner_up"] == {"variant": "bf16", "distinguishable": False}
+    recommended = on_cpu(*rows)
+    assert recommended["answer"].startswith("On cpu, batch 1, deploy good: 5.00x as fast as fp32, 4.0x smaller")
+    assert recommended["runner_up"] == {"variant": "bf16", "distinguishable": False}
 
 
 def test_fronts_are_those_of_speed_and_of_size() -> None:
     small = row("small", 0.8, 0.95, 10)
-    found = on_cpu(FP32, NAIVE, GOOD, BF16, small)
-    assert found["fronts"] == {"speed": ["naive", "good", "bf16", "fp32"], "size": ["small", "good", "bf16", "fp32"]}
+    recommended = on_cpu(FP32, NAIVE, GOOD, BF16, small)
+    assert recommended["fronts"] == {
+        "speed": ["naive", "good", "bf16", "fp32"],
+        "size": ["small", "good", "bf16", "fp32"],
+    }
 
 
 def test_front_leaves_out_what_is_beaten() -> None:
@@ -199,14 +202,14 @@ def test_links_lead_to_the_artifact_and_to_what_belongs_to_it(tmp_path: Path) ->
 
 
 def test_another_runtime_is_named() -> None:
-    found = recommend(
+    recommended = recommend(
         [FP32, GOOD | {"runtime": "onnxruntime"}],
         {
             **{"budget": BUDGET, "devices": ["cpu"], "batch_size": 1, "substitutes": ["seeded weights"]},
             "artifacts": {"good": ["results/models/good/model.onnx"]},
         },
     )
-    assert conclusion(found).splitlines() == [
+    assert conclusion(recommended).splitlines() == [
         "On cpu, batch 1, deploy good (runs in onnxruntime): 5.00x as fast as fp32 (4.98 to 5.02), 4.0x smaller, "
         "cosine 0.9980; results/recommended/cpu.onnx",
         "  Made with a substitute (seeded weights): only speed and size are real.",

@@ -8,8 +8,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+from dinoquant.report.columns import NAMES
 from dinoquant.report.page import machines
-from dinoquant.report.summary import COLUMNS
 from samples import NO_CPU, VARIANTS, Samples, render_page, write_samples, write_tables
 
 
@@ -133,7 +133,7 @@ def test_a_doubtful_timing_is_explained(tmp_path: Path) -> None:
 def test_every_column_of_the_summary_is_explained(tmp_path: Path) -> None:
     html = _page(_samples(tmp_path))
     guide = re.findall(r"<code>(\w+)</code>", html[html.index('class="data guide"') :])
-    assert [name for name in COLUMNS if name not in guide] == []
+    assert [name for name in NAMES if name not in guide] == []
 
 
 def test_provenance_is_shown(tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_the_short_form_says_the_same(tmp_path: Path) -> None:
     table = [line for line in lines if line.startswith("| ")]
     assert [line.split(" | ")[0].lstrip("| ") for line in table[2:]] == list(VARIANTS)
     assert len({line.replace(r"\|", "").count("|") for line in table}) == 1
-    assert "![How long a call takes." in "\n".join(lines)
+    assert "![How long a call takes: median" in "\n".join(lines)
     assert "(figures/latency.png)" in "\n".join(lines)
     assert any(
         line.startswith("> Made with a substitute: generated data set and seeded weights.")
@@ -242,9 +242,9 @@ def test_rows_of_several_machines_carry_a_note(tmp_path: Path) -> None:
 def test_machines_are_told_apart() -> None:
     timing = {"variant": "bf16", "device": "cpu", "batch_size": 1}
     one, other = {"node": "a", "affinity": [0, 1], "git": None}, {"node": "b", "affinity": None, "git": None}
-    found = machines([timing | {"machine": one}, timing | {"machine": other}, timing | {"machine": one}])
-    assert [entries for entries, _ in found] == [
+    known = machines([timing | {"machine": one}, timing | {"machine": other}, timing | {"machine": one}])
+    assert [entries for entries, _ in known] == [
         {"node": "a", "affinity": "0, 1", "commit": None},
         {"node": "b", "affinity": None, "commit": None},
     ]
-    assert [len(names) for _, names in found] == [2, 1]
+    assert [len(names) for _, names in known] == [2, 1]

@@ -7,11 +7,12 @@ import pandas as pd
 import pytest
 
 from dinoquant.errors import UserError
-from dinoquant.report.summary import COLUMNS, summarise, write_summary
+from dinoquant.report.columns import NAMES
+from dinoquant.report.summary import summarise, write_summary
 from samples import AGREEMENT, NO_CPU, VARIANTS, Samples, write_samples
 
-MEASURED = [name for name in COLUMNS if name.startswith(("latency", "throughput", "speedup", "peak", "load", "first"))]
-ACCURACY = [name for name in COLUMNS if name.startswith(("knn", "cosine"))]
+MEASURED = [name for name in NAMES if name.startswith(("latency", "throughput", "speedup", "peak", "load", "first"))]
+ACCURACY = [name for name in NAMES if name.startswith(("knn", "cosine"))]
 
 
 @pytest.fixture
@@ -109,8 +110,8 @@ def test_a_machine_that_was_slow_all_the_time_shows_beside_other_rows(samples: S
 
 def test_a_verdict_keeps_the_row_s_numbers(samples: Samples) -> None:
     path = next(path for path in samples.latency if path.match("cpu/bf16/batch1.json"))
-    seen = {"verdict": "noisy", "verdict_reason": "5 % of the time stolen"}
-    path.write_text(json.dumps(json.loads(path.read_text()) | seen))
+    doubt = {"verdict": "noisy", "verdict_reason": "5 % of the time stolen"}
+    path.write_text(json.dumps(json.loads(path.read_text()) | doubt))
     row = _row(_table(samples), "bf16", "cpu")
     assert tuple(row[["status", "reason", "latency_p50_ms"]]) == ("noisy", "5 % of the time stolen", 18.0)
     assert _row(_table(samples), "bf16", "cpu", 16)["status"] == "ok"

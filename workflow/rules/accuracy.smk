@@ -32,6 +32,8 @@ rule extract_features:
         "../scripts/extract_features.py"
 
 
+# Not by Snakemake's scattergather, which is no shorter here, and whose --set-scatter would be a second way to say what
+# accuracy.shards says.
 if SHARDS > 1:
 
     use rule extract_features as extract_shard with:

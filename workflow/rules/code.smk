@@ -43,7 +43,7 @@ def code(script, *modules):
         SCRIPTS / f"{script}.py",
         *(SCRIPTS.joinpath(*m.split(".")).with_suffix(".py") for m in modules),
     ]
-    return sorted(in_workflow(file) for root in roots for file in {root, *imported_modules(root)})
+    return sorted({in_workflow(file) for root in roots for file in {root, *imported_modules(root)}})
 
 
 def tidy(value):

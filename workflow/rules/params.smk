@@ -1,14 +1,16 @@
 """What rules take: inputs that depend on the recipe, and their smallest slice of the config."""
 
+from dinoquant.report.figures.catalogue import CATALOGUE
+
 
 def calibration(wildcards):
-    """Return the images, for the recipes that look at some."""
+    """Return the images, for the recipes that are calibrated on some."""
     calibrated = recipe_of(wildcards.variant).calibrated
     return {"images": "results/data/images.npy", "manifest": "results/data/manifest.csv"} if calibrated else {}
 
 
 def sensitivity_table(wildcards):
-    """Return what the analysis of single modules found, for the recipes that choose by it."""
+    """Return what each module alone loses, for the recipes that choose by it."""
     return {"sensitivity": "results/sensitivity.csv"} if recipe_of(wildcards.variant).sensitivity else {}
 
 
@@ -25,7 +27,7 @@ def timing(threads, batch_size):
 
 
 def without_attention():
-    """Return the variants whose attention cannot be looked at, with the reasons."""
+    """Return the variants of which there are no attention maps, with the reasons."""
     reasons = {}
     for variant in VARIANTS:
         if runtime_of(variant) != runtimes.TORCHSCRIPT:
@@ -35,16 +37,16 @@ def without_attention():
     return reasons
 
 
-def look(wildcards):
+def figure_params(wildcards):
     """Return the part of the config that this figure shows; what it does not use must not redraw it."""
+    figure = CATALOGUE[wildcards.figure]
     return tidy(
         {key: config["figures"][key] for key in ("palette", "font_scale", "dpi")}
         | {
-            "variants": [] if wildcards.figure == "sensitivity" else list(VARIANTS),
-            "batch_size": (
-                config["figures"]["batch_size"] if wildcards.figure in ("latency", "distribution", "pareto") else None
-            ),
-            "missing": without_attention() if wildcards.figure == "attention" else {},
+            "needs": list(figure.needs),
+            "variants": list(VARIANTS) if figure.variants else [],
+            "batch_size": config["figures"]["batch_size"] if figure.batch_size else None,
+            "without_attention": without_attention() if "attention" in figure.needs else {},
             "substitute": ", ".join(SUBSTITUTES) or None,
         }
     )

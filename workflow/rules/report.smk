@@ -8,10 +8,23 @@ from dinoquant.report.table import render
 report: "../report/workflow.rst"
 
 
-FIGURES = ["pareto", "latency", "distribution", "throughput", "roofline", "size", "fidelity"]
-FIGURES += ["scaling"] * bool(SCALINGS) + ["attention"] * ATTENTION + ["sensitivity"] * ANALYSED + ["audit"]
 SHOWN_BATCH_SIZE = config["figures"]["batch_size"] or min(BATCH_SIZES)
 SHOWN_LATENCIES = [path for path in LATENCIES if Path(path).stem == f"batch{SHOWN_BATCH_SIZE}"]
+# By the kinds that the catalogue names.
+FIGURE_INPUTS = {
+    "summary": "results/summary.csv",
+    "latency": SHOWN_LATENCIES,
+    "audits": AUDITS,
+    "limits": "results/limits.csv",
+    "machines": MACHINES,
+    "scaling": SCALINGS,
+    "sensitivity": SENSITIVITY,
+    "attention": ATTENTIONS,
+}
+NOT_MADE = {
+    kind for kind, made in [("scaling", SCALINGS), ("attention", ATTENTION), ("sensitivity", ANALYSED)] if not made
+}
+FIGURES = [name for name, figure in CATALOGUE.items() if NOT_MADE.isdisjoint(figure.needs)]
 
 
 rule summarise:
@@ -81,17 +94,8 @@ rule recommend:
 
 rule draw_figure:
     input:
-        summary=lambda wildcards: (
-            [] if wildcards.figure in ("sensitivity", "scaling", "attention") else "results/summary.csv"
-        ),
-        latency=lambda wildcards: SHOWN_LATENCIES if wildcards.figure == "distribution" else [],
-        audits=lambda wildcards: AUDITS if wildcards.figure == "audit" else [],
-        limits=lambda wildcards: "results/limits.csv" if wildcards.figure == "roofline" else [],
-        machines=lambda wildcards: MACHINES if wildcards.figure == "roofline" else [],
-        scaling=lambda wildcards: SCALINGS if wildcards.figure == "scaling" else [],
-        sensitivity=lambda wildcards: SENSITIVITY if wildcards.figure == "sensitivity" else [],
-        attention=lambda wildcards: ATTENTIONS if wildcards.figure == "attention" else [],
-        code=code("draw_figure"),
+        unpack(lambda wildcards: {kind: FIGURE_INPUTS[kind] for kind in CATALOGUE[wildcards.figure].needs}),
+        code=lambda wildcards: code("draw_figure", f"dinoquant.report.figures.{wildcards.figure}"),
         lock=LOCK,
     output:
         svg=report(
@@ -104,11 +108,15 @@ rule draw_figure:
         pdf="results/figures/{figure}.pdf",
     log:
         "logs/draw_figure/{figure}.log",
+    wildcard_constraints:
+        figure="|".join(CATALOGUE),
     localrule: True
     conda:
         "../../envs/pipeline.yaml"
     params:
-        config=look,
+        config=figure_params,
+        # Untracked, as it names `output`: other words draw nothing again.
+        caption=lambda wildcards, output: CATALOGUE[wildcards.figure].caption,
     script:
         "../scripts/draw_figure.py"
 
@@ -138,7 +146,7 @@ rule write_report:
         code=code("write_report"),
         template=[
             in_workflow(f"workflow/scripts/dinoquant/report/templates/report.{part}")
-            for part in ("html.j2", "css", "js", "md.j2")
+            for part in ("html.j2", "css", "js", "md.j2", "methods.j2")
         ],
         lock=LOCK,
     output:

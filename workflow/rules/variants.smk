@@ -82,4 +82,3 @@ wildcard_constraints:
     threads=r"\d+",
     shard=r"\d+",
     shards=r"\d+",
-    figure="[a-z]+",

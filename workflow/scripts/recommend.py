@@ -11,6 +11,6 @@ if TYPE_CHECKING:
 
 if __name__ == "__main__":
     with job(snakemake):
-        found = recommend(read_rows(snakemake.input.summary), snakemake.params.config)
-        link(found, snakemake.output.links)
-        write_json(snakemake.output.json, found)
+        recommendation = recommend(read_rows(snakemake.input.summary), snakemake.params.config)
+        link(recommendation, snakemake.output.links)
+        write_json(snakemake.output.json, recommendation)

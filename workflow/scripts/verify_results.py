@@ -20,12 +20,12 @@ if __name__ == "__main__":
             raise UserError(f"There is no {path} to verify against: run the workflow to its end, then verify.")
         recorded = read_json(path)
         with span("verify"):
-            found = differences(recorded)
-        for file, what in sorted(found.items()):
-            log.info("%s: %s", what, file)
-        if found:
+            changed = differences(recorded)
+        for file, state in sorted(changed.items()):
+            log.info("%s: %s", state, file)
+        if changed:
             raise UserError(
-                f"{len(found)} files are not as {path} has them. Delete those that changed and run the workflow again: "
-                "it makes what is missing, and the record."
+                f"{len(changed)} files are not as {path} has them. Delete those that changed and run the workflow "
+                "again: it makes what is missing, and the record."
             )
         log.info("All %d files are as %s has them", len(recorded["deterministic"]) + len(recorded["varying"]), path)

@@ -1,4 +1,4 @@
-"""Write `results/report.html`, the page that shows all that was found, and `results/report.md`, its short form."""
+"""Write `results/report.html`, the page that shows all that was measured, and `results/report.md`, its short form."""
 
 from typing import TYPE_CHECKING
 

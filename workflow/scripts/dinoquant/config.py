@@ -16,9 +16,8 @@ from jsonschema import Draft202012Validator
 
 from dinoquant.errors import UserError
 from dinoquant.explain import NAMES, explain, nearest, preset_like
-from dinoquant.runtimes import RUNTIMES, TORCHSCRIPT, missing, recipe_of
+from dinoquant.runtimes import BASELINE, RUNTIMES, TORCHSCRIPT, missing, recipe_of
 
-BASELINE = "fp32"
 # A config has a few hundred values, four deep. YAML's aliases can make billions of a few lines ("billion laughs").
 MOST_VALUES = 100_000
 DEEPEST = 32

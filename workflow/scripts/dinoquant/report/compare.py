@@ -1,22 +1,13 @@
 """Two results folders side by side: what changed from one to the other, and whether that is more than noise."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from dinoquant.errors import UserError
 from dinoquant.files import read_json, read_rows
+from dinoquant.report.columns import Column, Row, Source, number
+from dinoquant.report.table import SHOWN, aligned
 
-Row = Mapping[str, str]
-HEADER = ["variant", "device", "batch", "p50 ms", "speed-up", "MB", "cosine", "k-NN %", "verdict"]
-LEFT_ALIGNED = {"variant", "device", "verdict"}
-# Column of the summary, the ends of its interval, its name in the verdict.
-TIMED = [
-    ("latency_p50_ms", "latency_p50_ci_low_ms", "latency_p50_ci_high_ms", "p50"),
-    ("speedup", "speedup_ci_low", "speedup_ci_high", "speed-up"),
-]
-# These do not depend on the moment, so that every difference is one.
-EXACT = [("size_mb", "MB", ".1f"), ("cosine_mean", "cosine", ".4f"), ("knn_top1", "k-NN", ".2f")]
 ARROW = " -> "
 
 
@@ -24,24 +15,29 @@ def compare(a: str | Path, b: str | Path) -> str:
     """Return what changed from the results folder ``a`` to ``b``, as text: what they were made on, and a row per cell.
 
     A timing has changed if the two intervals are disjoint and the values further apart than either run's noise floor;
-    without intervals or floors nothing is known, which is said. Results of an older version may lack columns.
+    without intervals or floors nothing is known, which is said. What does not depend on the moment has changed if it
+    differs at all. Results of an older version may lack columns.
 
     Raises:
         UserError: a folder without a summary.
     """
-    rows = [_rows(folder) for folder in (a, b)]
-    both = [key for key in rows[0] if key in rows[1]]
-    lines = [HEADER, *(_line(rows[0][key], rows[1][key]) for key in both)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(HEADER))]
-    parts = [f"A: {a}\nB: {b}", _origins(a, b)]
+    rows_a, rows_b = _rows(a), _rows(b)
+    both = [key for key in rows_a if key in rows_b]
+    verdicts = [_verdict(rows_a[key], rows_b[key]) for key in both]
+    header = ["variant", "device", "batch", *(column.short_title for column in SHOWN), "verdict"]
+    cells = [
+        [*key, *(_change(column, rows_a[key], rows_b[key]) for column in SHOWN), verdict]
+        for key, verdict in zip(both, verdicts, strict=True)
+    ]
+    paragraphs = [f"A: {a}\nB: {b}", _origins(a, b)]
     if both:
-        parts.append("\n".join(_aligned(line, widths) for line in lines))
-    for name, mine, other in (("A", *rows), ("B", *reversed(rows))):
+        paragraphs.append("\n".join(aligned([header, *cells], left=("variant", "device", "verdict"))))
+    for name, mine, other in (("A", rows_a, rows_b), ("B", rows_b, rows_a)):
         only = [" ".join(key) for key in mine if key not in other]
-        parts += [f"Only in {name}: {', '.join(only)}"] * bool(only)
-    changed = sum(line[-1] not in ("no change", "unsupported in both") for line in lines[1:])
-    parts.append(f"{changed} of {len(both)} rows changed beyond noise, or cannot be judged.")
-    return "\n\n".join(parts)
+        paragraphs += [f"Only in {name}: {', '.join(only)}"] * bool(only)
+    changed = sum(verdict not in ("no change", "unsupported in both") for verdict in verdicts)
+    paragraphs.append(f"{changed} of {len(both)} rows changed beyond noise, or cannot be judged.")
+    return "\n\n".join(paragraphs)
 
 
 def _rows(folder: str | Path) -> dict[tuple[str, str, str], Row]:
@@ -62,83 +58,66 @@ def _origins(a: str | Path, b: str | Path) -> str:
     return "\n".join(["What differs:", *differing]) if differing else "Machine, versions and commit: the same"
 
 
-def _facts(folder: str | Path) -> dict[str, set[str]]:
+def _facts(folder: str | Path) -> Mapping[str, set[str]]:
     """Return the values that each fact about machine and commit takes in a folder's timings."""
     facts: dict[str, set[str]] = {}
     for path in Path(folder).glob("latency/*/*/batch*.json"):
-        machine: dict[str, Any] = dict(read_json(path)["machine"])
-        git = machine.pop("git", None) or {}
-        machine |= {"commit": git.get("commit"), "uncommitted changes": git.get("dirty")}
+        machine: dict[str, object] = read_json(path)["machine"]
+        git = machine.pop("git", None)
+        commit = git if isinstance(git, dict) else {}
+        machine |= {"commit": commit.get("commit"), "uncommitted changes": commit.get("dirty")}
         for key, value in machine.items():
             facts.setdefault(key, set()).add(str(value))
     return facts
 
 
-def _line(a: Row, b: Row) -> list[str]:
-    cells = [a["variant"], a["device"], a["batch_size"]]
-    cells += [ARROW.join(_number(row, column, ".2f") for row in (a, b)) for column, *_ in TIMED]
-    cells += [ARROW.join(dict.fromkeys(_number(row, column, form) for row in (a, b))) for column, _, form in EXACT]
-    return [*cells, _verdict(a, b)]
+def _timed(column: Column) -> bool:
+    """Say whether a column's value depends on the moment."""
+    return column.source is Source.LATENCY
+
+
+def _change(column: Column, a: Row, b: Row) -> str:
+    """Return both values; only one if they print alike and do not depend on the moment."""
+    texts = [column.text(row) or "-" for row in (a, b)]
+    return ARROW.join(texts if _timed(column) else dict.fromkeys(texts))
 
 
 def _verdict(a: Row, b: Row) -> str:
-    statuses = [row["status"] for row in (a, b)]
-    if "unsupported" in statuses:
-        return "unsupported in both" if statuses[0] == statuses[1] else ARROW.join(statuses)
-    seen = [*_timed(a, b), *_exact(a, b)]
-    if statuses[0] != statuses[1]:
-        seen.append(f"status {ARROW.join(statuses)}")
-    elif statuses[0] != "ok" and seen:
-        seen.append(f"timings {statuses[0]}")
-    return ", ".join(seen) or "no change"
+    before, after = a["status"], b["status"]
+    if "unsupported" in (before, after):
+        return "unsupported in both" if before == after else f"{before}{ARROW}{after}"
+    changes = list(_changes(a, b))
+    if before != after:
+        changes.append(f"status {before}{ARROW}{after}")
+    elif before != "ok" and changes:
+        changes.append(f"timings {before}")
+    return ", ".join(changes) or "no change"
 
 
-def _timed(a: Row, b: Row) -> Iterable[str]:
-    floors = [_value(row, "noise_floor") or 0.0 for row in (a, b)]
-    for column, low, high, name in TIMED:
-        before, after = _value(a, column), _value(b, column)
-        ends = [_value(row, end) for row in (a, b) for end in (low, high)]
+def _changes(a: Row, b: Row) -> Iterator[str]:
+    """Yield what changed from ``a`` to ``b``, a column after the other."""
+    floor = max(number(row, "noise_floor") or 0.0 for row in (a, b))
+    for column in SHOWN:
+        before, after = number(a, column.name), number(b, column.name)
         if before is None or after is None:
             if before != after:
-                yield f"{name} measured in one only"
-        elif None in ends:
-            yield f"{name} {after / before - 1:+.1%}, without intervals to judge by"
-        elif _disjoint([end for end in ends if end is not None]) and _apart(before, after) > max(floors):
-            yield f"{name} {after / before - 1:+.1%}"
-
-
-def _disjoint(ends: Sequence[float]) -> bool:
-    """Say whether two intervals, given as four ends, have nothing in common."""
-    return ends[1] < ends[2] or ends[3] < ends[0]
-
-
-def _apart(one: float, other: float) -> float:
-    """Return by how much the larger exceeds the smaller, as a fraction of it: the same in either direction."""
-    return max(one, other) / min(one, other) - 1
-
-
-def _exact(a: Row, b: Row) -> Iterable[str]:
-    for column, name, _ in EXACT:
-        before, after = _value(a, column), _value(b, column)
-        if before is None or after is None:
+                yield f"{column.short} measured in one only"
+        elif not _timed(column):
             if before != after:
-                yield f"{name} measured in one only"
-        elif before != after:
-            yield f"{name} {after - before:+.3g}"
+                yield f"{column.short} {after - before:+.3g}"
+        else:
+            change = f"{column.short} {after / before - 1:+.1%}"
+            disjoint = _disjoint(column, a, b)
+            # By how much the larger exceeds the smaller is the same in either direction.
+            if disjoint is None:
+                yield f"{change}, without intervals to judge by"
+            elif disjoint and max(before, after) / min(before, after) - 1 > floor:
+                yield change
 
 
-def _value(row: Row, column: str) -> float | None:
-    return float(row[column]) if row.get(column) else None
-
-
-def _number(row: Row, column: str, form: str) -> str:
-    value = _value(row, column)
-    return "-" if value is None else f"{value:{form}}"
-
-
-def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
-    aligned = (
-        cell.ljust(width) if name in LEFT_ALIGNED else cell.rjust(width)
-        for name, cell, width in zip(HEADER, cells, widths, strict=True)
-    )
-    return "  ".join(aligned).rstrip()
+def _disjoint(column: Column, a: Row, b: Row) -> bool | None:
+    """Say whether the intervals of two rows have nothing in common; None if one of them has none."""
+    (a_low, a_high), (b_low, b_high) = ([number(row, end) for end in column.ends] for row in (a, b))
+    if a_low is None or a_high is None or b_low is None or b_high is None:
+        return None
+    return a_high < b_low or b_high < a_low

@@ -2,18 +2,40 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from dinoquant.files import read_json
 from dinoquant.machine import describe
 
+Facts = Mapping[str, object]
 NO_COMMIT = {
     "commit": None,
     "dirty": None,
     "reason": "the workflow is not in a git checkout with a commit, or git is missing",
 }
+
+
+class Receipt(TypedDict):
+    """Which file an input was, as far as it is compared."""
+
+    file: str
+    sha256: str
+
+
+class Record(TypedDict):
+    """`results/provenance.json`; digests are SHA-256, by path."""
+
+    inputs: Mapping[str, Receipt]
+    config: Facts
+    locks: Mapping[str, str]
+    snakemake: str
+    git: Facts
+    recorded_on: Facts
+    measured_on: Sequence[Facts]
+    deterministic: Mapping[str, str]
+    varying: Mapping[str, str]
 
 
 def sha256(path: str | Path) -> str:
@@ -28,9 +50,9 @@ def record(
     varying: Iterable[str],
     receipts: Mapping[str, str | Path],
     locks: Iterable[str | Path],
-    config: Mapping[str, Any],
+    config: Facts,
     snakemake: str,
-) -> dict[str, Any]:
+) -> Record:
     """Return the record of a finished run, ready for JSON.
 
     Args:
@@ -39,7 +61,7 @@ def record(
             file says on which machine it was measured, the record says so too.
         receipts: of the inputs, by what they are.
         locks: the versions of the libraries.
-        config: the resolved config, without what decides looks only.
+        config: the resolved config, without what only figures and the recommendation depend on.
         snakemake: its version.
     """
     varying = sorted(varying)
@@ -58,17 +80,17 @@ def record(
     }
 
 
-def differences(recorded: Mapping[str, Any]) -> dict[str, str]:
+def differences(recorded: Record) -> dict[str, str]:
     """Return what became of the files of a record that are not as they were: "changed" or "missing", by path.
 
     Inputs are compared where they are there: they need not have travelled with the results.
     """
     inputs = {receipt["file"]: receipt["sha256"] for receipt in recorded["inputs"].values()}
     results: dict[str, str] = {**recorded["deterministic"], **recorded["varying"]}
-    found = {path: "missing" for path in results if not Path(path).is_file()}
+    missing = {path: "missing" for path in results if not Path(path).is_file()}
     here = {path: digest for path, digest in (inputs | results).items() if Path(path).is_file()}
-    return found | {path: "changed" for path, digest in here.items() if sha256(path) != digest}
+    return missing | {path: "changed" for path, digest in here.items() if sha256(path) != digest}
 
 
-def _distinct(values: Iterable[Any]) -> list[Any]:
+def _distinct(values: Iterable[Facts]) -> list[Facts]:
     return [json.loads(text) for text in dict.fromkeys(json.dumps(value, sort_keys=True) for value in values)]

@@ -15,6 +15,7 @@ from typing import Any
 from dinoquant.recipes import RECIPES, Recipe
 
 TORCHSCRIPT = "torchscript"
+BASELINE = "fp32"  # the variant that every other is compared with
 # `make peers` makes it, beside the Snakefile.
 PEERS_PYTHON = Path(__file__).resolve().parents[4] / ".venv-peers/bin/python"
 

@@ -1,1 +1,1 @@
-"""One file per figure: `draw(...)` turns the summary (or the audits) into a matplotlib figure."""
+"""A module per figure, the table of them (`catalogue`), and what they share (`style`, `inputs`, `labels`)."""

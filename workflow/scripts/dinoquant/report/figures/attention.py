@@ -1,9 +1,7 @@
 """Figure: what the [CLS] token attends to in the last block, for fp32 and every variant on the same images."""
 
 import math
-from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -13,32 +11,26 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
-from dinoquant.report.figures.style import BASELINE, MUTED, WIDTH, Style, finish, font_scale
+from dinoquant.report.figures.inputs import Maps
+from dinoquant.report.figures.style import MUTED, WIDTH, Style, finish, font_scale
+from dinoquant.runtimes import BASELINE
 
 COLOURS = "viridis"  # as in DINO's `visualize_attention.py`
 MOST_COLUMNS = 8  # of maps; with more variants the images are shown again below, beside the others
 LONGEST = 13  # characters of a name in one line above a tile, at the usual size of text
 PERCENTILE = 97  # of 196 patches: all but the brightest 6
-Maps = Mapping[str, NDArray[Any]]
 
 
-def read_maps(paths: Iterable[str | Path]) -> dict[str, Maps]:
-    """Return the content of the files, named after their variants."""
-    return {Path(path).name.removesuffix(".npz"): dict(np.load(path)) for path in paths}
-
-
-def draw(found: Mapping[str, Maps], missing: Mapping[str, str], style: Style) -> Figure:
+def draw(maps: Mapping[str, Maps], style: Style) -> Figure:
     """Return a row of tiles per image: the image, fp32's map, and each variant's, the mean over the heads.
 
-    Args:
-        found: by variant: ``images`` uint8 ``[N, 3, H, W]``, and ``maps`` ``[N, heads, G, G]`` or the ``reason`` why
-            there are none.
-        missing: the reasons why other variants were not looked at.
+    ``maps`` has those of each variant; below stands why there are none of the others.
     """
-    reasons = {**missing, **{variant: str(own["reason"]) for variant, own in found.items() if "reason" in own}}
-    means = {variant: found[variant]["maps"].mean(axis=1) for variant in style.variants if variant not in reasons}
+    reasons = {variant: str(own["reason"]) for variant, own in maps.items() if "reason" in own}
+    reasons = {**style.without_attention, **reasons}
+    means = {variant: maps[variant]["maps"].mean(axis=1) for variant in style.variants if variant not in reasons}
     lines = _lines(list(means))
-    images = found[BASELINE]["images"]
+    images = maps[BASELINE]["images"]
     columns = 1 + max(map(len, lines))
     height = len(lines) * (0.45 * font_scale() + len(images) * (WIDTH / columns + 0.15 * font_scale()))
     figure, grid = plt.subplots(

@@ -1,7 +1,6 @@
 """Figure: what every kind of module became, per variant."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -9,7 +8,8 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dinoquant.report.figures.style import BASELINE, WIDTH, Style, finish
+from dinoquant.report.figures.style import WIDTH, Colour, Style, finish
+from dinoquant.runtimes import BASELINE
 
 UNTOUCHED_COLOUR = "#e6e6e6"
 
@@ -37,10 +37,10 @@ def draw(audits: Mapping[str, pd.DataFrame], style: Style) -> Figure:
     )
 
 
-def _colours(audits: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
+def _colours(audits: Mapping[str, pd.DataFrame]) -> dict[str, Colour]:
     """Return a colour per precision, light enough for dark text; what was left in fp32 is grey."""
-    found = dict.fromkeys(_precision(name) for audit in audits.values() for name in audit["became"])
-    others = [precision for precision in found if precision != BASELINE]
+    precisions = dict.fromkeys(_precision(name) for audit in audits.values() for name in audit["became"])
+    others = [precision for precision in precisions if precision != BASELINE]
     return {BASELINE: UNTOUCHED_COLOUR, **dict(zip(others, sns.color_palette("pastel", len(others)), strict=True))}
 
 
@@ -54,7 +54,7 @@ def _gist(became: str) -> str:
     return " ".join(became.replace(",", "").split()[:2])
 
 
-def _tile(ax: Axes, x: int, y: int, modules: pd.DataFrame, colours: Mapping[str, Any]) -> None:
+def _tile(ax: Axes, x: int, y: int, modules: pd.DataFrame, colours: Mapping[str, Colour]) -> None:
     left, texts = x - 0.49, []
     for gist, group in modules.groupby(modules["became"].map(_gist), sort=False):
         width = 0.98 * len(group) / len(modules)

@@ -1,7 +1,6 @@
 """Figure: how long the single calls took, from the raw samples, a panel per device."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -21,12 +20,13 @@ from dinoquant.report.figures.style import (
     unsupported_notes,
     variant_axis,
 )
+from dinoquant.report.records import Timing
 
 WHISKERS = (1, 99)  # percentiles
 Calls = Mapping[tuple[str, str], NDArray[np.float64]]  # ms of every call, by device and variant
 
 
-def draw(table: pd.DataFrame, timings: Iterable[Mapping[str, Any]], style: Style) -> Figure:
+def draw(table: pd.DataFrame, timings: Iterable[Timing], style: Style) -> Figure:
     """Return a box per variant of the ms that single calls took; ``timings`` are the files at the batch size shown."""
     table = at_batch_size(table, style)
     calls = {(t["device"], t["variant"]): np.concatenate(t["samples_ms"]["variant"]) for t in timings}

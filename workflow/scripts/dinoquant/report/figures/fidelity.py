@@ -1,14 +1,11 @@
 """Figure: how close every variant's features and k-NN predictions are to fp32's."""
 
-from typing import Any
-
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dinoquant.report.figures.style import (
-    BASELINE,
     MUTED,
     WIDTH,
     Row,
@@ -21,6 +18,7 @@ from dinoquant.report.figures.style import (
     unsupported_notes,
     variant_axis,
 )
+from dinoquant.runtimes import BASELINE
 
 # Column of the summary, title, unit, the value of fp32 itself, how to print the value.
 PANELS = [
@@ -43,7 +41,7 @@ def draw(table: pd.DataFrame, style: Style) -> Figure:
         ax.set_xlabel(unit)
         for y, variant in enumerate(variants):
             if variant in rows:
-                _mark(ax, y, rows[variant], column, {"color": style.colours[variant], "fmt": style.markers[variant]})
+                _mark(ax, y, rows[variant], column, style)
                 _print(ax, y, form.format(rows[variant][column]))
     for y, variant in enumerate(variants):
         if variant not in rows:
@@ -58,13 +56,15 @@ def draw(table: pd.DataFrame, style: Style) -> Figure:
     )
 
 
-def _mark(ax: Axes, y: int, row: Row, column: str, look: dict[str, Any]) -> None:
+def _mark(ax: Axes, y: int, row: Row, column: str, style: Style) -> None:
+    colour = style.colours[row["variant"]]
     interval = None
     if f"{column}_ci_low" in row:
         interval = deviations(row[column], row[f"{column}_ci_low"], row[f"{column}_ci_high"])
     if column == "cosine_mean":
-        ax.plot(row["cosine_p5"], y, marker="|", markersize=13, markeredgewidth=2, color=look["color"])
-    ax.errorbar(row[column], y, xerr=interval, capsize=3, markersize=8, **look)
+        ax.plot(row["cosine_p5"], y, marker="|", markersize=13, markeredgewidth=2, color=colour)
+    marker = style.markers[row["variant"]]
+    ax.errorbar(row[column], y, xerr=interval, capsize=3, markersize=8, color=colour, fmt=marker)
 
 
 def _print(ax: Axes, y: int, text: str) -> None:

@@ -1,18 +1,15 @@
 """Figure: accuracy against speed, with the front of variants that no other beats in both."""
 
-import math
-from itertools import product
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.text import Annotation, Text
 from matplotlib.ticker import FixedLocator
-from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 
+from dinoquant.report.choice import front
+from dinoquant.report.figures.labels import Point, name_points
 from dinoquant.report.figures.style import (
     MUTED,
     WIDTH,
@@ -26,17 +23,12 @@ from dinoquant.report.figures.style import (
     flagged_notes,
     unsupported_notes,
 )
-from dinoquant.report.recommend import front
 
-Point = tuple[float, float]
-FRONT = "pareto-front"
+FRONT = "pareto-front"  # gid of the line
 SPEED, ACCURACY = "speedup", "cosine_mean"
 # The axis has the logarithm of the distance to 1, for 0.99 and 0.999 differ as much as 0.9 and 0.99 do.
 EXACT = 0.99999  # what is nearer is drawn here
 COSINES = [0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995, 0.9999, EXACT]
-# Places for a label around its point: first near, right and left before above and below; then farther away.
-DISTANCES = [13, 26, 42, 60, 80, 105, 135, 170, 210]  # points
-ANGLES = [0, 180, 90, 270, 35, 145, 325, 215]  # degrees
 
 
 def draw(table: pd.DataFrame, style: Style) -> Figure:
@@ -58,7 +50,11 @@ def draw(table: pd.DataFrame, style: Style) -> Figure:
     )
     figure.draw_without_rendering()  # the labels go where there is room, which the layout decides
     for device, ax in zip(devices, panels.flat, strict=True):
-        _name_points(ax, _points(rows[device]))
+        points = _points(rows[device])
+        best = _front(points)
+        (front_line,) = (line for line in ax.lines if line.get_gid() == FRONT)
+        # Those on the front come first, and so nearest.
+        name_points(ax, {name: points[name] for name in sorted(points, key=lambda name: name not in best)}, front_line)
     return figure
 
 
@@ -102,56 +98,6 @@ def _panel(ax: Axes, rows: Rows, style: Style) -> None:
     ax.margins(y=0.18)
     ax.set_xlabel("times as fast as fp32, timed in alternation")
     ax.set_ylabel("mean cosine to fp32")
-
-
-def _name_points(ax: Axes, points: dict[str, Point]) -> None:
-    """Write the names beside their points, each at the first place where it covers no point, no name, not the front.
-
-    Those on the front come first, and so nearest.
-    """
-    inside = ax.get_window_extent()
-    radius = 7 * ax.figure.dpi / 72
-    centres = ax.transData.transform(list(points.values()))
-    taken = [Bbox([centre - radius, centre + radius]) for centre in centres]
-    lines = [line.get_path().transformed(line.get_transform()) for line in ax.lines if line.get_gid() == FRONT]
-    best = _front(points)
-    for name in sorted(points, key=lambda name: name not in best):
-        point = points[name]
-        for distance, angle in product(DISTANCES, ANGLES):
-            label = _label(ax, name, point, distance, angle)
-            box = _text_box(label)
-            free = not any(box.overlaps(other) for other in taken)
-            clear = not any(line.intersects_bbox(box, filled=False) for line in lines)
-            if free and clear and inside.contains(*box.min) and inside.contains(*box.max):
-                break
-            label.remove()
-        else:  # no room anywhere: better covered than missing
-            box = _text_box(_label(ax, name, point, DISTANCES[0], ANGLES[0]))
-        taken.append(box)
-
-
-def _label(ax: Axes, name: str, point: Point, distance: float, angle: float) -> Annotation:
-    """Write ``name`` at ``distance`` points from ``point``; a line leads back to the point if that is far."""
-    direction = math.cos(math.radians(angle)), math.sin(math.radians(angle))
-    align, anchor = ("left", 0) if direction[0] > 0.1 else ("right", 1) if direction[0] < -0.1 else ("center", 0.5)
-    line = {"arrowstyle": "-", "color": MUTED, "linewidth": 0.8, "shrinkA": 2, "shrinkB": 5, "relpos": (anchor, 0.5)}
-    return ax.annotate(
-        name,
-        point,
-        xytext=(distance * direction[0], distance * direction[1]),
-        textcoords="offset points",
-        ha=align,
-        va="center",
-        size="small",
-        arrowprops=line if distance > DISTANCES[0] else None,
-        in_layout=False,
-    )
-
-
-def _text_box(label: Annotation) -> Bbox:
-    """Return the box of the text alone, in pixels; an annotation's own box has the line to its point in it."""
-    label.get_window_extent()  # updates the position
-    return Text.get_window_extent(label).padded(3)
 
 
 def _unmeasured_notes(table: pd.DataFrame) -> list[str]:

@@ -1,7 +1,6 @@
 """Figure: the speed of each variant under the roofs of the machine (see `dinoquant.measure.peaks`)."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -10,19 +9,21 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from dinoquant.report.figures.labels import name_lines
 from dinoquant.report.figures.style import MUTED, WIDTH, Style, crowding, finish, flagged_notes, unsupported_notes
-from dinoquant.report.figures.throughput import name_lines
+from dinoquant.report.records import Peaks
 
 CELL = ["variant", "device", "batch_size"]
 UNITS = [(1e12, "TOP/s"), (1e9, "GOP/s"), (0, "OP/s")]
 
 
-def draw(table: pd.DataFrame, limits: pd.DataFrame, machines: Sequence[Mapping[str, Any]], style: Style) -> Figure:
+def draw(table: pd.DataFrame, limits: pd.DataFrame, machines: Sequence[Peaks], style: Style) -> Figure:
     """Return operations per second over operations per byte, a line per variant and a panel per device.
 
-    :param table: the summary.
-    :param limits: `results/limits.csv`.
-    :param machines: what `dinoquant.measure.peaks.measure` found, per device.
+    Args:
+        table: the summary.
+        limits: `results/limits.csv`.
+        machines: what `dinoquant.measure.peaks.measure` measured, per device.
     """
     measured = table.loc[table["status"] != "unsupported", [*CELL, "latency_p50_ms"]].merge(limits, on=CELL)
     # A call's operations are two for every multiply-add.
@@ -46,12 +47,19 @@ def draw(table: pd.DataFrame, limits: pd.DataFrame, machines: Sequence[Mapping[s
     )
 
 
-def _panel(ax: Axes, rows: pd.DataFrame, machine: Mapping[str, Any], style: Style) -> None:
+def _panel(ax: Axes, rows: pd.DataFrame, machine: Peaks, style: Style) -> None:
     ends, names = {}, {}
     for variant in rows["variant"].unique():
         line = rows[rows["variant"] == variant].sort_values("batch_size")
-        look = {"color": style.colours[variant], "marker": style.markers[variant]}
-        ax.plot(line["operations_per_byte"], line["achieved"], markersize=7, linewidth=1.4, zorder=3, **look)
+        ax.plot(
+            line["operations_per_byte"],
+            line["achieved"],
+            color=style.colours[variant],
+            marker=style.markers[variant],
+            markersize=7,
+            linewidth=1.4,
+            zorder=3,
+        )
         last = line.iloc[-1]
         ends[variant] = (float(last["operations_per_byte"]), float(last["achieved"]))
         share = last["limit_ms"] / last["latency_p50_ms"]
@@ -75,10 +83,9 @@ def _panel(ax: Axes, rows: pd.DataFrame, machine: Mapping[str, Any], style: Styl
 def _roofs(ax: Axes, roofs: Mapping[str, float], memory: float) -> None:
     """Draw a horizontal line per precision, from where memory is fast enough for it, and the slope of memory."""
     left, right = ax.get_xlim()
-    look: dict[str, Any] = {"color": MUTED, "linewidth": 1.2, "zorder": 1}
     for precision, peak in roofs.items():
         ridge = max(peak / memory, left)
-        ax.plot([ridge, right], [peak, peak], **look)
+        ax.plot([ridge, right], [peak, peak], color=MUTED, linewidth=1.2, zorder=1)
         ax.annotate(
             f"{precision}: {_speed(peak)}",
             (ridge, peak),
@@ -90,7 +97,7 @@ def _roofs(ax: Axes, roofs: Mapping[str, float], memory: float) -> None:
         )
     top = max(roofs.values())
     ends = np.array([left, max(top / memory, left)])
-    ax.plot(ends, ends * memory, **look)
+    ax.plot(ends, ends * memory, color=MUTED, linewidth=1.2, zorder=1)
     ax.annotate(
         f"memory: {memory / 1e9:.3g} GB/s",
         (left, max(left * memory, ax.get_ylim()[0])),

@@ -1,18 +1,18 @@
 """Figure: images per second over the number of threads."""
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
+from dinoquant.report.figures.labels import name_lines
 from dinoquant.report.figures.style import WIDTH, Style, crowding, finish
-from dinoquant.report.figures.throughput import name_lines
+from dinoquant.report.records import Timing
 
 
-def draw(timings: Iterable[Mapping[str, Any]], style: Style) -> Figure:
+def draw(timings: Iterable[Timing], style: Style) -> Figure:
     """Return a line per variant, named at its right end with how much faster the most threads are than the fewest.
 
     ``timings`` are the contents of `results/scaling/cpu/{variant}/threads{t}.json`, all at one batch size.
@@ -23,8 +23,14 @@ def draw(timings: Iterable[Mapping[str, Any]], style: Style) -> Figure:
     ends, names = {}, {}
     for variant in [variant for variant in style.variants if (table["variant"] == variant).any()]:
         line = table[table["variant"] == variant]
-        look = {"color": style.colours[variant], "marker": style.markers[variant]}
-        ax.plot(line["threads"], line["throughput_ips"], markersize=8, linewidth=2, **look)
+        ax.plot(
+            line["threads"],
+            line["throughput_ips"],
+            color=style.colours[variant],
+            marker=style.markers[variant],
+            markersize=8,
+            linewidth=2,
+        )
         ends[variant] = (float(line["threads"].iloc[-1]), float(line["throughput_ips"].iloc[-1]))
         names[variant] = f"{variant} {ends[variant][1] / line['throughput_ips'].iloc[0]:.2f}x"
     ax.set_xscale("log", base=2)

@@ -1,10 +1,10 @@
-"""What all figures share: the look, a fixed colour and marker per variant, footnotes, and reproducible files."""
+"""What all figures share: a style with a colour and a marker per variant, footnotes, and reproducible files."""
 
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import matplotlib as mpl
 import pandas as pd
@@ -13,35 +13,48 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dinoquant.files import atomic
+from dinoquant.runtimes import BASELINE
 
 WIDTH = 9.0  # inches: 12 pt text is then about 15 px high at the 880 px of a README
-BASELINE = "fp32"
 BASELINE_COLOUR = "#3a3a3a"
 MUTED = "#6b6b6b"
 GRID = "#e3e3e3"
 MARKERS = "oDsv^P<X>phd*"
 # Files must be equal where the figures are: no dates, no versions, ids that do not come from a random number.
 HASH_SALT = "dinoquant"
-METADATA: dict[str, dict[str, Any]] = {
+METADATA: Mapping[str, dict[str, None]] = {
     ".svg": {"Date": None, "Creator": None},
     ".pdf": {"CreationDate": None, "Creator": None, "Producer": None},
     ".png": {"Software": None},
 }
 
-
-Row = Mapping[Any, Any]  # by column of the summary
+Row = Mapping[Any, Any]  # by column of the summary: numbers and text
 Rows = Mapping[str, Row]  # by variant
+Colour = str | tuple[float, float, float]
+
+
+class FigureParams(TypedDict):
+    """The part of the config that a figure shows."""
+
+    palette: str
+    font_scale: float
+    dpi: int
+    variants: Sequence[str]
+    batch_size: int | None
+    without_attention: Mapping[str, str]  # reason by variant
+    substitute: str | None  # what stands in for real images or weights
 
 
 @dataclass(frozen=True)
 class Style:
-    """The look of a run's figures: one colour and one marker per variant, in the config's order."""
+    """One colour and one marker per variant, in the config's order, and what else of the config the figures show."""
 
     variants: tuple[str, ...]
-    colours: Mapping[str, Any]
+    colours: Mapping[str, Colour]
     markers: Mapping[str, str]
     dpi: int
     batch_size: int | None
+    without_attention: Mapping[str, str]
     substitute: str | None
 
     def accuracy_title(self, title: str) -> str:
@@ -49,8 +62,8 @@ class Style:
         return f"{title}\n({self.substitute}: accuracy says nothing about DINO)" if self.substitute else title
 
 
-def use_style(config: Mapping[str, Any]) -> Style:
-    """Set the look of all figures from the config's ``figures`` and return the style of its variants.
+def use_style(config: FigureParams) -> Style:
+    """Set fonts, colours and margins of all figures, and return the style of the config's variants.
 
     fp32 is always dark grey; the others get the palette's colours in turn, and markers that repeat later than these.
     """
@@ -81,13 +94,9 @@ def use_style(config: Mapping[str, Any]) -> Style:
         markers={variant: MARKERS[i % len(MARKERS)] for i, variant in enumerate([BASELINE, *others])},
         dpi=config["dpi"],
         batch_size=config["batch_size"],
+        without_attention=config["without_attention"],
         substitute=config["substitute"],
     )
-
-
-def read_summary(path: str | Path) -> pd.DataFrame:
-    """Return the summary table; names and reasons stay text, whatever they look like."""
-    return pd.read_csv(path, dtype={"variant": str, "device": str, "status": str, "reason": str})
 
 
 def at_batch_size(table: pd.DataFrame, style: Style) -> pd.DataFrame:

@@ -1,0 +1,62 @@
+"""The parts of other stages' result files that the report reads, as types.
+
+Written down here rather than imported from those stages: a change of how something is measured must not make a figure
+or a page stale that shows the same file.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NotRequired, TypedDict
+
+Facts = Mapping[str, object]  # by name, for printing
+
+
+class Calls(TypedDict):
+    """The ms of single calls, by round."""
+
+    variant: Sequence[Sequence[float]]
+
+
+class Timing(TypedDict):
+    """`results/latency/{device}/{variant}/batch{n}.json`, and those of the thread scaling."""
+
+    variant: str
+    device: str
+    batch_size: int
+    threads: int
+    latency_p50_ms: float
+    throughput_ips: float
+    samples_ms: Calls
+    verdict: str
+    verdict_reason: str
+    probe_ms: NotRequired[float | None]
+    noise_floor: NotRequired[float | None]  # of fp32 only
+    started: float
+    finished: float
+    machine: Facts
+
+
+class Peaks(TypedDict):
+    """`results/machine/{device}.json`."""
+
+    device: str
+    gemm_flops: Mapping[str, float | None]  # operations per second, by precision
+    bandwidth_bytes_per_s: float
+
+
+class ClassAccuracy(TypedDict):
+    """The k-NN top-1 of one class in %, and what it lost, in points."""
+
+    wnid: str
+    queries: int
+    knn_top1: float
+    knn_top1_fp32: float
+    drop: float
+    drop_ci_low: float
+    drop_ci_high: float
+
+
+class Accuracy(TypedDict):
+    """`results/accuracy/{variant}.json`."""
+
+    variant: str
+    per_class: Sequence[ClassAccuracy]  # those that lose most first
