@@ -7,8 +7,8 @@ import pytest
 
 from conftest import Checkout
 
-# From the summary; what [CLS] attends to is drawn from the maps alone.
-FIGURES = ["pareto", "latency", "distribution", "throughput", "roofline", "size", "fidelity", "audit"]
+# From the summary; what [CLS] attends to is drawn from the maps alone, and what the modules became from the audits.
+FIGURES = ["pareto", "latency", "distribution", "throughput", "roofline", "size", "fidelity"]
 VARIANTS = ["fp32", "int8-dynamic-linear", "int8-static"]  # of tests/small.yaml, those that run on a CPU
 
 
@@ -16,7 +16,7 @@ def draw(*figures: str) -> set[str]:
     return {f"draw_figure figure={figure}" for figure in figures}
 
 
-PAGE = {*draw(*FIGURES, "attention"), "write_report"}
+PAGE = {*draw(*FIGURES, "attention", "audit"), "write_report"}
 AGGREGATE = {"summarise", "recommend", "record_provenance", *draw(*FIGURES), "write_report"}
 
 
@@ -58,7 +58,7 @@ def whole(*variants: str) -> set[str]:
         | latency(*variants)
         | footprint(*variants)
         | energy(*variants)
-        | {"derive_limits"}
+        | {"derive_limits", *draw("audit")}
     )
 
 
