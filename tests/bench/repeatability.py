@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from dinoquant.measure.rounds import summarise
+from dinoquant.measure.intervals import statistics
 from dinoquant.report.summary import fastest_probes, verdict
 
 ROOT = Path(__file__).parents[2]
@@ -68,7 +68,7 @@ def read(kept: Path) -> pd.DataFrame:
     rows = []
     for path in sorted(kept.glob("*/*/*.json")):
         timing = json.loads(path.read_text())
-        timing |= summarise(timing["samples_ms"], timing["process"], timing["batch_size"], timing["protocol"]["seed"])
+        timing |= statistics(timing["samples_ms"], timing["process"], timing["batch_size"], timing["protocol"]["seed"])
         rows.append({"run": path.parts[-3], "cell": f"{path.parts[-2]}/{path.stem}", **timing})
     fastest = fastest_probes(rows)
     return pd.DataFrame([{**row, **verdict(row, fastest)} for row in rows])

@@ -27,13 +27,14 @@ from dinoquant.data.pack import pack
 from dinoquant.data.preprocess import calibration_images
 from dinoquant.judge import fidelity
 from dinoquant.judge.features import extract
-from dinoquant.measure.rounds import calls_per_block, interval, median, warm_up
+from dinoquant.measure.intervals import interval, median
+from dinoquant.measure.rounds import calls_per_block, warm_up
 from dinoquant.network import checkpoint
 from dinoquant.network.export import export
 from dinoquant.runtimes import RUNTIMES, TORCHSCRIPT, files, missing, onnx_file, recipe_of
 from dinoquant.runtimes.convert import convert
-from dinoquant.runtimes.pytorch import random_images
-from dinoquant.runtimes.remote import RemoteModel
+from dinoquant.runtimes.opened import RemoteModel
+from dinoquant.runtimes.torchscript import random_images
 
 ROOT = Path(__file__).parents[2]
 BATCHES = (1, 16)
@@ -75,11 +76,11 @@ def entries(
     network: Any, info: dict[str, Any], calibration: torch.Tensor, folder: Path, options: argparse.Namespace
 ) -> dict[str, Entry]:
     """Make every model in ``folder``. Ours always anew, as the recipes are what changes."""
-    weights, onnx, fp32 = (folder / name for name in ("state_dict.pt", "fp32.onnx", "fp32/model.pt"))
-    torch.save(network.state_dict(), weights)
+    fp32 = folder / "fp32/model.pt"
+    torch.save(network.state_dict(), folder / "state_dict.pt")
     variants, found = chosen(options), {}
     if not missing("onnxruntime") and any(RUNTIMES[variant["runtime"]].peer for variant in variants.values()):
-        onnx_file.write(network, info["image_size"], onnx)
+        onnx_file.write(network, info["image_size"], folder / "model.onnx")
     for name, variant in tqdm(variants.items(), desc="making", disable=None):
         runtime, recipe = variant["runtime"], recipe_of(variant)
         path = folder / name / f"model{RUNTIMES[runtime].suffixes[0]}"
@@ -89,7 +90,7 @@ def entries(
                 module = importlib.import_module(f"dinoquant.recipes.{recipe.module}")
                 export(module.quantize(network, variant, calibration), path, name, variant, info)
             elif not path.exists():
-                source, images = weights if runtime == "inductor" else onnx, calibration.numpy()
+                source, images = folder / RUNTIMES[runtime].source, calibration.numpy()
                 convert(source, path, name, variant, info, fp32=fp32, images=images, threads=options.threads)
             found[name] = Entry(path, sum(file.stat().st_size for file in files(path)))
         except Exception as error:  # one variant that this machine cannot run must not cost the others

@@ -1,6 +1,6 @@
 """Energy of an image from counters that wrap around, stand still, may not be read, or are not there."""
 
-import ctypes
+import itertools
 import os
 import subprocess
 import sys
@@ -9,11 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pynvml
 import pytest
 
 from dinoquant import machine
 from dinoquant.measure import energy
-from dinoquant.measure.energy import Counter, Meter, Unreadable
+from dinoquant.measure.energy import EnergyCounter, Meter, Unreadable
 
 
 @pytest.fixture
@@ -102,7 +103,9 @@ def test_energy_is_that_of_the_calls_and_idle_power_stands_beside_it(clock: list
     def watts() -> int:  # 10 W for the first 4 s, 30 W from then on
         return round(1e6 * (10 * min(clock[0], 4) + 30 * max(clock[0] - 4, 0)))
 
-    found = energy.measure(Meter("RAPL", [Counter("package-0", watts)]), call_of(clock, 0.5), batch_size=8, seconds=4)
+    found = energy.measure(
+        Meter("RAPL", [EnergyCounter("package-0", watts)]), call_of(clock, 0.5), batch_size=8, seconds=4
+    )
     assert found["images"] == 8 * 8
     assert found["energy_mj_per_image"] == pytest.approx(1e3 * 4 * 30 / 64)
     assert (found["idle_power_w"], found["power_w"]) == pytest.approx((10, 30))
@@ -110,29 +113,9 @@ def test_energy_is_that_of_the_calls_and_idle_power_stands_beside_it(clock: list
 
 
 def test_a_counter_that_stands_still_measures_nothing(clock: list[float]) -> None:
-    found = energy.measure(Meter("RAPL", [Counter("package-0", lambda: 7)]), call_of(clock, 0.5), 1, 1)
-    assert found == energy.nothing("RAPL's counters stand still")
+    found = energy.measure(Meter("RAPL", [EnergyCounter("package-0", lambda: 7)]), call_of(clock, 0.5), 1, 1)
+    assert found == energy.unmeasured("RAPL's counters stand still")
     assert found["energy_mj_per_image"] is None
-
-
-class FakeNvml:
-    """Stands in for libnvidia-ml: one GPU, whose counter is in millijoules and goes up by 1,500 a reading."""
-
-    def __init__(self, status: int = 0) -> None:
-        self.status, self.millijoules, self.asked = status, 0, b""
-        self.nvmlErrorString = lambda status: b"Not Supported"
-
-    def nvmlInit_v2(self) -> int:
-        return 0
-
-    def nvmlDeviceGetHandleByUUID(self, name: bytes, handle: Any) -> int:
-        self.asked = name
-        return 0
-
-    def nvmlDeviceGetTotalEnergyConsumption(self, handle: Any, value: Any) -> int:
-        self.millijoules += 1500
-        value._obj.value = self.millijoules
-        return self.status
 
 
 class FakeCuda:
@@ -149,36 +132,51 @@ class FakeCuda:
         return 0
 
 
-def install(monkeypatch: pytest.MonkeyPatch, libraries: dict[str, Any]) -> None:
-    def load(name: str) -> Any:
-        if name not in libraries:
-            raise OSError(f"{name}: cannot open shared object file")
-        return libraries[name]
-
-    monkeypatch.setattr(ctypes, "CDLL", load)
-    monkeypatch.setattr(sys, "platform", "linux")
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine on which CUDA shows one GPU."""
+    monkeypatch.setattr(energy, "cuda_driver", FakeCuda)
 
 
-def test_nvml_reads_the_gpu_that_cuda_uses(monkeypatch: pytest.MonkeyPatch) -> None:
-    nvml = FakeNvml()
-    install(monkeypatch, {"libnvidia-ml.so.1": nvml, "libcuda.so.1": FakeCuda()})
+@pytest.fixture
+def nvml(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A driver with one GPU, whose counter is in millijoules and goes up by 1,500 a reading; whom it was asked for."""
+    asked: list[str] = []
+    readings = itertools.count(1500, 1500)
+    monkeypatch.setattr(pynvml, "nvmlInit", lambda: None)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByUUID", asked.append)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetTotalEnergyConsumption", lambda handle: next(readings))
+    return asked
+
+
+def test_nvml_reads_the_gpu_that_cuda_uses(cuda: None, nvml: list[str]) -> None:
     meter = energy.find_meter("cuda")
     assert meter.source == "NVML"
-    assert nvml.asked == b"GPU-00010203-0405-0607-0809-0a0b0c0d0e0f"
+    assert nvml == ["GPU-00010203-0405-0607-0809-0a0b0c0d0e0f"]
     assert meter.joules(meter.read(), meter.read()) == pytest.approx(1.5)
 
 
-@pytest.mark.parametrize(
-    ("libraries", "reason"),
-    [
-        ({}, "NVML, which comes with NVIDIA's driver, cannot be loaded"),
-        ({"libnvidia-ml.so.1": FakeNvml()}, "the CUDA driver shows no device"),
-        ({"libnvidia-ml.so.1": FakeNvml(3), "libcuda.so.1": FakeCuda()}, "no energy of GPU-00010203-.*: Not Supported"),
-    ],
-)
-def test_why_nvml_cannot_tell(libraries: dict[str, Any], reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    install(monkeypatch, libraries)
-    with pytest.raises(Unreadable, match=reason):
+def test_a_gpu_without_counter_is_a_reason(cuda: None, nvml: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def unsupported(handle: object) -> int:
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetTotalEnergyConsumption", unsupported)
+    with pytest.raises(Unreadable, match=r"no energy of GPU-00010203-.*: Not Supported"):
+        energy.find_meter("cuda")
+
+
+def test_no_library_of_the_driver_is_a_reason(cuda: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> None:
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
+
+    monkeypatch.setattr(pynvml, "nvmlInit", missing)
+    with pytest.raises(Unreadable, match=r"NVML, which comes with NVIDIA's driver.*Not Found"):
+        energy.find_meter("cuda")
+
+
+def test_no_gpu_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(energy, "cuda_driver", lambda: None)
+    with pytest.raises(Unreadable, match="the CUDA driver shows no device"):
         energy.find_meter("cuda")
 
 

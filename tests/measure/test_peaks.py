@@ -26,19 +26,19 @@ def takes(seconds: float) -> Callable[[peaks.Call], float]:
     return lambda call: seconds
 
 
-def nothing(size: int) -> peaks.Call:
+def no_work(size: int) -> peaks.Call:
     return lambda: None
 
 
 def test_a_multiply_add_is_two_operations() -> None:
-    found = list(peaks.speeds(nothing, takes(1e-9), seconds=1e-7))
+    found = list(peaks.speeds(no_work, takes(1e-9), seconds=1e-7))
     assert [row["size"] for row in found] == list(peaks.SIZES)
     assert found[0]["flops"] == pytest.approx(2 * 512**3 / 1e-9)
     assert found[0]["calls"] >= 100
 
 
 def test_products_grow_until_a_call_takes_too_long() -> None:
-    assert [row["size"] for row in peaks.speeds(nothing, takes(1.0), seconds=0.1)] == [512]
+    assert [row["size"] for row in peaks.speeds(no_work, takes(1.0), seconds=0.1)] == [512]
 
 
 def test_memory_counts_what_the_program_reads_and_writes(quick: None) -> None:

@@ -5,36 +5,36 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from dinoquant.errors import UserError
 from dinoquant.measure import process
-from dinoquant.measure.rounds import Protocol, combine, repeat
+from dinoquant.measure.intervals import combine
+from dinoquant.measure.process import Request, in_process, repeat
+from dinoquant.measure.rounds import TimingProtocol
 from dinoquant.network import architecture
 from dinoquant.network.export import export
 from dinoquant.recipes.base import Quantized
 
-PROTOCOL = Protocol(rounds=6, processes=2, block_seconds=0.02, warmup_seconds=0.2, seed=0)
+PROTOCOL = TimingProtocol(rounds=6, processes=2, block_seconds=0.02, warmup_seconds=0.2, seed=0)
 
 
 @pytest.fixture(scope="module")
-def asked(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def asked(tmp_path_factory: pytest.TempPathFactory) -> Request:
     """What is asked of a process: a small fp32 model beside itself."""
     path, name = tmp_path_factory.mktemp("fp32") / "model.pt", "test_vit.r160_in1k"
     network = architecture.seeded(name, None, 0)
     info = architecture.info(network, name, "imagenet", substitute="seeded weights", dropped=[])
     export(Quantized(network, asked=(), became={}), path, "fp32", {"recipe": "fp32"}, info)
-    files = {"model": str(path), "fp32": str(path)}
-    return {**files, "device": "cpu", "threads": 1, "batch_size": 2, "protocol": asdict(PROTOCOL)}
+    return Request(str(path), str(path), "cpu", threads=1, batch_size=2, protocol=PROTOCOL)
 
 
-def test_processes_share_the_rounds_of_a_timing(asked: dict[str, Any]) -> None:
+def test_processes_share_the_rounds_of_a_timing(asked: Request) -> None:
     before = time.time()
-    parts = repeat(lambda number, counts: process.in_process(**asked, process=number, counts=counts), PROTOCOL)
+    parts = repeat(lambda number, counts: in_process(asked, number, counts), PROTOCOL)
     assert (
         before < parts[0]["started"] < parts[0]["finished"] < parts[1]["started"] < parts[1]["finished"] < time.time()
     )
@@ -48,23 +48,24 @@ def test_processes_share_the_rounds_of_a_timing(asked: dict[str, Any]) -> None:
     assert 0 < result["preprocess_p50_ms"] < result["end_to_end_p50_ms"]
 
 
-def test_what_the_user_can_mend_is_said_in_its_words(asked: dict[str, Any], tmp_path: Path) -> None:
+def test_what_the_user_can_mend_is_said_in_its_words(asked: Request, tmp_path: Path) -> None:
     broken = tmp_path / "model.pt"
     broken.write_text("not a model")
     with pytest.raises(UserError, match=r"model\.pt is not a model of this workflow: expected a TorchScript file"):
-        process.in_process(**asked | {"model": str(broken)}, process=0, counts=None)
+        in_process(replace(asked, model=str(broken)), 0, None)
 
 
-def test_what_nobody_expected_comes_with_its_traceback(asked: dict[str, Any]) -> None:
+def test_what_nobody_expected_comes_with_its_traceback(asked: Request) -> None:
     with pytest.raises(RuntimeError, match=r"ended with 1:(.|\n)*ZeroDivisionError"):
-        process.in_process(**asked | {"protocol": asdict(PROTOCOL) | {"processes": 0}}, process=0, counts=None)
+        in_process(replace(asked, protocol=replace(PROTOCOL, processes=0)), 0, None)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of its parent's death")
-def test_no_process_outlives_the_job(asked: dict[str, Any]) -> None:
+def test_no_process_outlives_the_job(asked: Request) -> None:
     """A job that is killed leaves nothing that disturbs the timings of the next run."""
-    forever = asked | {"protocol": asdict(PROTOCOL) | {"block_seconds": 60.0}}
-    program = f"from dinoquant.measure import process; process.in_process(**{forever!r}, process=0, counts=None)"
+    forever = replace(asked, protocol=replace(PROTOCOL, block_seconds=60.0))
+    names = "Request, TimingProtocol, in_process"
+    program = f"from dinoquant.measure.process import {names}; in_process({forever!r}, 0, None)"
     job = subprocess.Popen([sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": str(process.SCRIPTS)})
     children = Path(f"/proc/{job.pid}/task/{job.pid}/children")
     deadline = time.monotonic() + 60

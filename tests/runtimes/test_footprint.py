@@ -14,12 +14,12 @@ MIB = 1 << 20
 
 
 @pytest.fixture
-def files(tmp_path: Path) -> list[Path]:
-    """The two files of a model, 3 MB in all."""
+def files(tmp_path: Path) -> Path:
+    """The first of the two files of a model, 3 MB in all."""
     paths = [tmp_path / "model.xml", tmp_path / "model.bin"]
     for path, size in zip(paths, (1_000_000, 2_000_000), strict=True):
         path.write_bytes(bytes(size))
-    return paths
+    return paths[0]
 
 
 def held(size: int) -> np.ndarray:
@@ -39,27 +39,27 @@ def model(weights: int, activations: int) -> Callable[[], Callable[[], object]]:
     return load
 
 
-def test_peak_is_the_models_own(files: list[Path]) -> None:
+def test_peak_is_the_models_own(files: Path) -> None:
     held(600 * MIB)  # held and let go of before
-    large = footprint.measure(files, model(200 * MIB, 100 * MIB))
+    large = footprint.observe(files, model(200 * MIB, 100 * MIB))
     held(600 * MIB)
-    small = footprint.measure(files, model(MIB, MIB))
+    small = footprint.observe(files, model(MIB, MIB))
     if large["peak_rss_source"] != "VmHWM":
         pytest.skip("this system cannot restart the peak")
     assert 300 * MIB / 1e6 - 5 <= large["peak_rss_mb"] < 330 * MIB / 1e6
     assert small["peak_rss_mb"] < 20
 
 
-def test_values_are_complete(files: list[Path]) -> None:
-    result = footprint.measure(files, model(MIB, MIB))
+def test_values_are_complete(files: Path) -> None:
+    result = footprint.observe(files, model(MIB, MIB))
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     assert result["size_mb"] == 3.0
     assert result["baseline_rss_mb"] > 10
     assert result["gpu_memory_mb"] is None
-    assert footprint.measure(files, model(1, 1), lambda: 5_000_000)["gpu_memory_mb"] == 5.0
+    assert footprint.observe(files, model(1, 1), lambda: 5_000_000)["gpu_memory_mb"] == 5.0
 
 
-def test_load_and_inference_are_timed_apart(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_load_and_inference_are_timed_apart(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
 
     def advance(seconds: float) -> None:
@@ -70,16 +70,16 @@ def test_load_and_inference_are_timed_apart(files: list[Path], monkeypatch: pyte
         return lambda: advance(0.25)
 
     monkeypatch.setattr(footprint.time, "perf_counter", lambda: clock[0])
-    result = footprint.measure(files, load)
+    result = footprint.observe(files, load)
     assert (result["load_ms"], result["first_inference_ms"]) == (2000.0, 250.0)
 
 
 def test_without_proc_the_lifetime_peak_is_used_and_named(
-    files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(footprint, "STATUS", tmp_path / "absent")
     monkeypatch.setattr(footprint, "CLEAR_REFS", tmp_path / "absent" / "clear_refs")
-    result = footprint.measure(files, model(1, 1))
+    result = footprint.observe(files, model(1, 1))
     assert result["peak_rss_source"] == "ru_maxrss since process start"
     assert result["baseline_rss_mb"] > 10
     assert result["peak_rss_mb"] >= 0

@@ -20,8 +20,9 @@ from dinoquant.errors import UserError
 from dinoquant.files import write_json
 from dinoquant.network import architecture
 from dinoquant.recipes import Recipe
-from dinoquant.runtimes import onnx_file, remote
-from dinoquant.runtimes.remote import Remote, RemoteModel
+from dinoquant.runtimes import footprint, onnx_file, remote
+from dinoquant.runtimes.opened import open_model
+from dinoquant.runtimes.remote import Remote
 from dinoquant.runtimes.worker import receive, send, serve
 
 ARCHITECTURE, SIZE = "test_vit.r160_in1k", 160
@@ -44,13 +45,13 @@ def connection(monkeypatch: pytest.MonkeyPatch) -> Iterator[Connection]:
             raise UserError(f"there is no {path.name}")
         return run
 
-    fake.prepare, fake.load = lambda threads: None, load  # type: ignore[attr-defined]
+    fake.prepare = lambda threads, device: types.SimpleNamespace(load=load)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, fake.__name__, fake)
     entry = runtimes.Runtime((".fake",), {"fp32": Recipe("fp32")}, libraries=("numpy",))
     monkeypatch.setattr(runtimes, "RUNTIMES", runtimes.RUNTIMES | {"fake": entry})
     monkeypatch.setattr("dinoquant.runtimes.worker.RUNTIMES", runtimes.RUNTIMES)
     ours, theirs = Pipe()
-    thread = threading.Thread(target=serve, args=(theirs, "fake", 1, False))
+    thread = threading.Thread(target=serve, args=(theirs, "fake", 1, "cpu", False))
     thread.start()
     yield ours
     ours.close()
@@ -137,9 +138,9 @@ def test_features_are_those_of_the_model(
         expected = network(images)
     scale = expected.abs().max()
     for batch_size, count in ((1, 1), (16, 16), (16, 3)):
-        with RemoteModel(path, batch_size=batch_size, threads=1) as remote_model:
-            found = remote_model(images[:count])
-        deviation = (found - expected[:count]).abs().max() / scale
+        with open_model(path, "cpu", threads=1, batch_size=batch_size) as model:
+            features = model(images[:count])
+        deviation = (features - expected[:count]).abs().max() / scale
         assert deviation < tolerance
         assert recipe == "fp32" or deviation > 1e-3, "nothing was quantized"
 
@@ -148,12 +149,14 @@ def test_features_are_those_of_the_model(
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
 def test_times_and_then_sleeps(onnx: Path, tmp_path: Path, runtime: str) -> None:
     path = converted(onnx, tmp_path, runtime, "fp32")
-    with RemoteModel(path, batch_size=2, threads=2) as remote_model:
-        remote_model.ready(torch.zeros(2, 3, SIZE, SIZE))
+    with open_model(path, "cpu", threads=2, batch_size=2, timed=True) as model:
+        model.ready(torch.zeros(2, 3, SIZE, SIZE))
         start = time.perf_counter()
-        taken = [remote_model.time() for _ in range(5)]
+        taken = [model.time() for _ in range(5)]
         assert 0 < sum(taken) <= 1e3 * (time.perf_counter() - start)
-        pid = remote_model._process.pid
+        assert model.runtime["name"] == runtime
+        assert {runtime, "allocator"} <= model.runtime.keys()
+        pid = model._process.pid
         before = processor_seconds(pid)
         time.sleep(0.5)
         # Spinning threads would take half a second or more; an idle process may take a tick or two of the clock.
@@ -169,7 +172,7 @@ def processor_seconds(pid: int) -> float:
 @needs_peers
 def test_footprint_is_that_of_the_model_alone(onnx: Path, tmp_path: Path) -> None:
     path = converted(onnx, tmp_path, "openvino", "fp32")
-    found = remote.footprint(path, threads=1)
+    found = footprint.measure(path, "cpu", threads=1)
     assert found["size_mb"] == sum(path.with_suffix(s).stat().st_size for s in (".xml", ".bin")) / 1e6
     assert found["load_ms"] > 0
     assert found["first_inference_ms"] > 0

@@ -24,7 +24,7 @@ if __name__ == "__main__":
         with span("quantize"):
             convert(
                 Path(inputs.source),
-                Path(snakemake.output.model),
+                Path(snakemake.output[0]),
                 snakemake.wildcards.variant,
                 options,
                 info,

@@ -28,7 +28,7 @@ if __name__ == "__main__":
         chosen = queries[spread(len(queries), config["images"])]
         arrays = {"images": central_square(images[chosen])}
         with span("extract"):
-            model = load(snakemake.input.model, config["device"]).eval()
+            model = load(snakemake.input.model, config["device"])
             try:
                 arrays["maps"] = cls_attention(model, prepared(images, chosen, 1, info, config["device"]), info)
             except NoAttentionError as error:

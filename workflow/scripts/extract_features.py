@@ -1,7 +1,5 @@
 """Extract the features of the bank and of the queries, or of one shard of them, with one variant."""
 
-from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dinoquant.data.manifest import read_split
@@ -15,41 +13,35 @@ if TYPE_CHECKING:
 if __name__ == "__main__":
     with job(snakemake):
         import numpy as np
-        import torch
 
         from dinoquant.judge.features import extract
         from dinoquant.judge.shards import shard_indices
-        from dinoquant.network.card import read_card
-        from dinoquant.network.export import load
-        from dinoquant.runtimes import TORCHSCRIPT
-        from dinoquant.runtimes.remote import RemoteModel
+        from dinoquant.runtimes.opened import open_model
 
         config, variant = snakemake.params.config, snakemake.wildcards.variant
         require_device(config["device"])
         # Snakemake may have been told of more cores than there are.
         threads = min(snakemake.threads, compute_threads())
-        torch.set_num_threads(threads)
+        device, batch_size = config["device"], config["batch_size"]
         info = read_json(snakemake.input.info)
         images = np.load(snakemake.input.images, mmap_mode="r")
         splits = {split: read_split(snakemake.input.manifest, split)[0] for split in ("bank", "query")}
         shard, shards = (int(getattr(snakemake.wildcards, name, 1)) for name in ("shard", "shards"))
-        with span("extract"), ExitStack() as stack:
-            if read_card(Path(snakemake.input.model))["runtime"] == TORCHSCRIPT:
-                model = load(snakemake.input.model, config["device"]).eval()
-            else:
-                remote = RemoteModel(snakemake.input.model, batch_size=config["batch_size"], threads=threads)
-                model = stack.enter_context(remote)
+        with (
+            span("extract"),
+            open_model(snakemake.input.model, device, threads=threads, batch_size=batch_size) as model,
+        ):
             results = {
                 split: extract(
                     model,
                     images,
                     indices,
-                    batch_size=config["batch_size"],
+                    batch_size=batch_size,
                     info=info,
-                    device=config["device"],
+                    device=device,
                     variant=variant,
                 )
-                for split, indices in shard_indices(splits, config["batch_size"], shard, shards).items()
+                for split, indices in shard_indices(splits, batch_size, shard, shards).items()
             }
         with atomic(snakemake.output.features) as partial:
             np.savez(partial, **{split: features for split, (features, _) in results.items()})
@@ -60,13 +52,13 @@ if __name__ == "__main__":
             snakemake.output.timing,
             {
                 "variant": variant,
-                "device": config["device"],
+                "device": device,
                 "images": sum(len(features) for features, _ in results.values()),
                 "seconds": seconds,
                 "model_seconds": model_seconds,
                 "overhead": seconds / model_seconds - 1,
                 "threads": threads,
-                "batch_size": config["batch_size"],
+                "batch_size": batch_size,
                 "shards": 1,
                 "machines": [{key: machine[key] for key in ("node", "cpu", "gpu")}],
             },

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING
 from dinoquant.files import write_json
 from dinoquant.job import job, record_span
 from dinoquant.machine import resolve_threads
-from dinoquant.measure.process import in_process
-from dinoquant.measure.rounds import Protocol, combine, noise_floor, repeat
+from dinoquant.measure.intervals import combine, noise_floor
+from dinoquant.measure.process import Request, in_process, repeat
+from dinoquant.measure.rounds import TimingProtocol
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -17,10 +18,9 @@ if __name__ == "__main__":
         variant, device, batch_size = wildcards.variant, wildcards.device, config["batch_size"]
         key = "thread_scaling" if snakemake.rule == "measure_scaling" else "threads"
         threads = resolve_threads(config["threads"], f"latency.{key}")
-        protocol = Protocol(**config["protocol"])
-        request = {"device": device, "threads": threads, "batch_size": batch_size, "protocol": config["protocol"]}
-        request |= {"model": snakemake.input.model, "fp32": snakemake.input.fp32}
-        parts = repeat(lambda process, counts: in_process(**request, process=process, counts=counts), protocol)
+        protocol = TimingProtocol(**config["protocol"])
+        request = Request(snakemake.input.model, snakemake.input.fp32, device, threads, batch_size, protocol)
+        parts = repeat(lambda process, counts: in_process(request, process, counts), protocol)
         for part in parts:
             record_span("measure", part["started"], part["finished"])
         result = combine(parts, batch_size=batch_size, protocol=protocol)

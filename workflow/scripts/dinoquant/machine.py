@@ -7,7 +7,7 @@ import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from dinoquant.errors import UserError
 
@@ -16,8 +16,33 @@ INSTRUCTION_SETS = (
     *("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_int8", "amx_bf16"),
     *("asimddp", "i8mm", "bf16", "svei8mm", "svebf16", "sve", "sve2"),
 )
-LIBRARIES = ("torch", "torchvision", "timm")
 WORKFLOW = Path(__file__).resolve().parents[2]
+
+
+class GitState(TypedDict):
+    """The commit that the workflow is checked out from, and whether anything in it differs from that."""
+
+    commit: str
+    dirty: bool
+
+
+class Machine(TypedDict):
+    """What a measurement depends on; None is what cannot be found out."""
+
+    node: str
+    os: str
+    cpu: str | None
+    architecture: str
+    cores: int | None
+    affinity: list[int] | None
+    instruction_sets: list[str] | None
+    memory_gb: float | None  # of 1e9 bytes
+    gpu: str | None
+    python: str
+    torch: str | None
+    torchvision: str | None
+    timm: str | None
+    git: GitState | None
 
 
 def compute_threads() -> int:
@@ -44,8 +69,11 @@ def resolve_threads(asked: int | str, key: str) -> int:
     return threads
 
 
-def cuda_driver() -> Any:
-    """Return CUDA's driver, started (https://docs.nvidia.com/cuda/cuda-driver-api/); None where there is none."""
+def cuda_driver() -> ctypes.CDLL | None:
+    """Return CUDA's driver, started (https://docs.nvidia.com/cuda/cuda-driver-api/); None where there is none.
+
+    By ctypes: unlike NVML it obeys CUDA_VISIBLE_DEVICES, and PyTorch would take seconds to import.
+    """
     try:
         driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     except OSError:
@@ -79,8 +107,8 @@ def require_device(device: str) -> None:
         )
 
 
-def describe() -> dict[str, Any]:
-    """Return what a measurement depends on, ready for JSON; what cannot be found out is None.
+def describe() -> Machine:
+    """Return what a measurement depends on.
 
     The GPU is named only if this process has used it: asking would otherwise start PyTorch and a CUDA context.
     """
@@ -96,7 +124,9 @@ def describe() -> dict[str, Any]:
         "memory_gb": _memory_gb(),
         "gpu": _gpu(),
         "python": platform.python_version(),
-        **{library: _version(library) for library in LIBRARIES},
+        "torch": _version("torch"),
+        "torchvision": _version("torchvision"),
+        "timm": _version("timm"),
         "git": _git_state(),
     }
 
@@ -141,7 +171,7 @@ def _version(library: str) -> str | None:
         return None
 
 
-def _git_state(folder: Path = WORKFLOW) -> dict[str, Any] | None:
+def _git_state(folder: Path = WORKFLOW) -> GitState | None:
     """Return the commit that ``folder`` is checked out from, and whether anything in it differs from that commit.
 
     None where git, the repository or the commit is missing, and where an unrelated repository surrounds ``folder``.

@@ -1,13 +1,12 @@
 """How much energy an image takes, from the counters of the processor (RAPL) or of the GPU (NVML). Needs no PyTorch."""
 
 import ctypes
-import sys
 import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 from dinoquant.machine import cuda_driver
 
@@ -20,8 +19,21 @@ class Unreadable(Exception):
     """No energy can be read here; the text says why."""
 
 
+class Energy(TypedDict):
+    """The energy of an image, or why there is none."""
+
+    energy_mj_per_image: float | None
+    energy_source: str | None
+    energy_reason: str | None
+    domains: NotRequired[list[str]]
+    images: NotRequired[int]
+    seconds: NotRequired[float]
+    power_w: NotRequired[float]
+    idle_power_w: NotRequired[float]
+
+
 @dataclass(frozen=True)
-class Counter:
+class EnergyCounter:
     """A count of microjoules that grows; past ``largest`` it starts again from 0 (None: it does not)."""
 
     name: str
@@ -38,7 +50,7 @@ class Meter:
     """All counters of a device, and what they come from."""
 
     source: str
-    counters: Sequence[Counter]
+    counters: Sequence[EnergyCounter]
 
     def read(self) -> list[int]:
         """Return what every counter says now."""
@@ -79,11 +91,11 @@ def rapl(root: Path = POWERCAP) -> Meter:
     return Meter("RAPL", counters)
 
 
-def _zone(zone: Path) -> Counter:
+def _zone(zone: Path) -> EnergyCounter:
     energy = zone / "energy_uj"
     largest = int((zone / "max_energy_range_uj").read_text(encoding="ascii"))
     name = (zone / "name").read_text(encoding="ascii").strip()
-    return Counter(name, lambda: int(energy.read_text(encoding="ascii")), largest)
+    return EnergyCounter(name, lambda: int(energy.read_text(encoding="ascii")), largest)
 
 
 def nvml() -> Meter:
@@ -91,32 +103,27 @@ def nvml() -> Meter:
 
     https://docs.nvidia.com/deploy/nvml-api/group__nvmlDeviceQueries.html. Raises Unreadable where there is none.
     """
+    import pynvml  # here, since only a GPU needs it
+
+    name = _gpu_name()
     try:
-        library = ctypes.CDLL("nvml.dll" if sys.platform == "win32" else "libnvidia-ml.so.1")
-    except OSError as error:
-        raise Unreadable(f"NVML, which comes with NVIDIA's driver, cannot be loaded: {error}") from error
-    library.nvmlErrorString.restype = ctypes.c_char_p
+        pynvml.nvmlInit()
+        handle = pynvml.nvmlDeviceGetHandleByUUID(name)
 
-    def check(what: str, status: int) -> None:
-        if status != 0:
-            raise Unreadable(f"NVML: {what}: {library.nvmlErrorString(status).decode()}")
+        def read() -> int:
+            return int(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)) * MICROJOULES_PER_MILLIJOULE
 
-    check("cannot start", library.nvmlInit_v2())
-    name, handle = _gpu_name(), ctypes.c_void_p()
-    check(f"does not know {name}", library.nvmlDeviceGetHandleByUUID(name.encode(), ctypes.byref(handle)))
-
-    def read() -> int:
-        millijoules = ctypes.c_ulonglong()
-        status = library.nvmlDeviceGetTotalEnergyConsumption(handle, ctypes.byref(millijoules))
-        check(f"no energy of {name}", status)
-        return millijoules.value * MICROJOULES_PER_MILLIJOULE
-
-    read()
-    return Meter("NVML", [Counter(name, read)])
+        read()
+    except pynvml.NVMLError as error:
+        raise Unreadable(f"NVML, which comes with NVIDIA's driver, tells no energy of {name}: {error}") from error
+    return Meter("NVML", [EnergyCounter(name, read)])
 
 
 def _gpu_name() -> str:
-    """Return what NVML calls CUDA's device 0, which depends on CUDA_VISIBLE_DEVICES, as NVML's own numbers do not."""
+    """Return what NVML calls CUDA's device 0, which depends on CUDA_VISIBLE_DEVICES, as NVML's own numbers do not.
+
+    By ctypes, as the CUDA driver alone obeys that variable and `pynvml` does not ask it.
+    """
     driver, device, identity = cuda_driver(), ctypes.c_int(), ctypes.create_string_buffer(16)
     if (
         driver is None
@@ -127,7 +134,7 @@ def _gpu_name() -> str:
     return f"GPU-{uuid.UUID(bytes=identity.raw)}"
 
 
-def measure(meter: Meter, call: Callable[[], object], batch_size: int, seconds: float) -> dict[str, Any]:
+def measure(meter: Meter, call: Callable[[], object], batch_size: int, seconds: float) -> Energy:
     """Return the energy per image of ``call`` over ``seconds``, and the power of as long a time in which nothing ran.
 
     A call runs a model, warmed up, on ``batch_size`` images, and returns when it is done. The energy is all that the
@@ -142,7 +149,7 @@ def measure(meter: Meter, call: Callable[[], object], batch_size: int, seconds: 
         calls += 1
     joules = meter.joules(before, meter.read())
     if joules <= 0:
-        return nothing(f"{meter.source}'s counters stand still")
+        return unmeasured(f"{meter.source}'s counters stand still")
     return {
         "energy_mj_per_image": 1e3 * joules / (calls * batch_size),
         "energy_source": meter.source,
@@ -155,6 +162,6 @@ def measure(meter: Meter, call: Callable[[], object], batch_size: int, seconds: 
     }
 
 
-def nothing(reason: str) -> dict[str, Any]:
+def unmeasured(reason: str) -> Energy:
     """Return the result where no energy can be read."""
     return {"energy_mj_per_image": None, "energy_source": None, "energy_reason": reason}

@@ -7,17 +7,17 @@ number of threads, neighbours and libraries are those that a model meets too.
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TypedDict
 
 import torch
 from torch import Tensor
 
 from dinoquant.recipes.base import deprecations_known
 from dinoquant.recipes.int8.blocks import int8_is_exact
-from dinoquant.runtimes.pytorch import set_up
+from dinoquant.runtimes.torchscript import set_up
 
 CACHES = Path("/sys/devices/system/cpu")
 # Rows, columns and depth of a product. The largest that matters is the one that a call still finishes in time.
@@ -38,8 +38,47 @@ Call = Callable[[], object]
 Kernel = Callable[[int], Call]
 
 
-def measure(device: str, threads: int) -> dict[str, Any]:
-    """Return operations/s of large products by precision and bytes/s of memory, with all that was tried; for JSON.
+class Speed(TypedDict):
+    """Operations/s of square products of one size, by the median call."""
+
+    size: int
+    calls: int
+    flops: float
+
+
+class Product(Speed):
+    """The same, with the kernel and the round."""
+
+    precision: str
+    kernel: str
+    round: int
+
+
+class Bandwidth(TypedDict):
+    """Bytes/s by what was done, on arrays of ``array_bytes`` each."""
+
+    array_bytes: int
+    cache_bytes: int | None
+    bytes_per_s: dict[str, float]
+
+
+class Peaks(TypedDict):
+    """What a machine can do at most, with all that was tried."""
+
+    device: str
+    threads: int
+    gemm_flops: dict[str, float | None]  # by precision
+    bandwidth_bytes_per_s: float
+    int8_exact: bool
+    products: list[Product]
+    memory: list[Bandwidth]
+    notes: dict[str, str]
+    started: float
+    finished: float
+
+
+def measure(device: str, threads: int) -> Peaks:
+    """Return operations/s of large products by precision and bytes/s of memory.
 
     A multiply-add is two operations. A peak is the median speed of the best size by the best kernel in the best round;
     None where none works, with the reason in ``notes``. Takes a few seconds.
@@ -48,30 +87,33 @@ def measure(device: str, threads: int) -> dict[str, Any]:
     started = time.time()
     timer = _cuda_seconds if device == "cuda" else _cpu_seconds
     exact = device == "cuda" or int8_is_exact()
-    tried: list[dict[str, Any]] = []
-    memory: list[dict[str, Any]] = []
+    products: list[Product] = []
+    memory: list[Bandwidth] = []
     notes: dict[str, str] = {}
     with torch.inference_mode():
         for number in range(ROUNDS):
             for precision, name, kernel in kernels(device, exact):
                 try:
-                    found = list(speeds(kernel, timer, PRODUCT_SECONDS))
+                    by_size = list(speeds(kernel, timer, PRODUCT_SECONDS))
                 except (RuntimeError, NotImplementedError, AttributeError) as error:  # not in this build or processor
                     notes[name] = str(error).strip().splitlines()[0]
                 else:
-                    tried += [{"precision": precision, "kernel": name, "round": number, **row} for row in found]
+                    products += [
+                        {"precision": precision, "kernel": name, "round": number, **speed} for speed in by_size
+                    ]
             memory.append(bandwidth(device, timer))
-    if disturbed := disturbance(tried):
+    if disturbed := disturbance(products):
         notes["rounds"] = disturbed
     if not exact:
         notes["onednn::qlinear_pointwise"] = "its int8 sums would be wrong here: models that call it compute in float32"
+    best = {product["precision"]: product["flops"] for product in sorted(products, key=lambda each: each["flops"])}
     return {
         "device": device,
         "threads": threads,
-        "gemm_flops": {precision: _best(tried, precision) for precision in ("fp32", "bf16", "fp16", "int8")},
-        "bandwidth_bytes_per_s": max(max(found["bytes_per_s"].values()) for found in memory),
+        "gemm_flops": {precision: best.get(precision) for precision in ("fp32", "bf16", "fp16", "int8")},
+        "bandwidth_bytes_per_s": max(max(each["bytes_per_s"].values()) for each in memory),
         "int8_exact": exact,
-        "products": tried,
+        "products": products,
         "memory": memory,
         "notes": notes,
         "started": started,
@@ -95,7 +137,7 @@ def kernels(device: str, int8_exact: bool) -> Iterator[tuple[str, str, Kernel]]:
         yield "int8", "quantized::linear", _quantized_linear
 
 
-def speeds(kernel: Kernel, timer: Callable[[Call], float], seconds: float) -> Iterator[dict[str, Any]]:
+def speeds(kernel: Kernel, timer: Callable[[Call], float], seconds: float) -> Iterator[Speed]:
     """Yield size, calls and operations/s (by the median call) of growing products, until a call takes too long."""
     for size in SIZES:
         call = kernel(size)
@@ -105,25 +147,19 @@ def speeds(kernel: Kernel, timer: Callable[[Call], float], seconds: float) -> It
             return
 
 
-def disturbance(tried: Sequence[Mapping[str, Any]]) -> str | None:
+def disturbance(products: Sequence[Product]) -> str | None:
     """Return by how much the rounds of the products that set the peaks differ, if that is much."""
-    worst = 1.0
-    for best in (max(rows, key=lambda row: row["flops"]) for rows in _grouped(tried, "precision").values()):
-        same = [row["flops"] for row in tried if all(row[key] == best[key] for key in ("precision", "kernel", "size"))]
-        worst = min(worst, min(same) / max(same))
+    kinds: dict[tuple[str, str, int], list[float]] = {}  # the speeds of the same product in all rounds
+    for product in products:
+        kinds.setdefault((product["precision"], product["kernel"], product["size"]), []).append(product["flops"])
+    best = {precision: flops for (precision, *_), flops in sorted(kinds.items(), key=lambda kind: max(kind[1]))}
+    worst = min((min(flops) / max(flops) for flops in best.values()), default=1.0)
     if worst >= DISTURBED:
         return None
     return f"the same product was {1 - worst:.0%} slower in another round: something else was running"
 
 
-def _grouped(rows: Sequence[Mapping[str, Any]], key: str) -> dict[Any, list[Mapping[str, Any]]]:
-    groups: dict[Any, list[Mapping[str, Any]]] = {}
-    for row in rows:
-        groups.setdefault(row[key], []).append(row)
-    return groups
-
-
-def bandwidth(device: str, timer: Callable[[Call], float]) -> dict[str, Any]:
+def bandwidth(device: str, timer: Callable[[Call], float]) -> Bandwidth:
     """Return bytes/s of reading, copying and STREAM's triad, on arrays far larger than the caches.
 
     Counted are the bytes that a program reads and writes. What the hardware moves besides is not: where a written line
@@ -138,10 +174,10 @@ def bandwidth(device: str, timer: Callable[[Call], float]) -> dict[str, Any]:
         "copy": (2, lambda: a.copy_(b)),
         "triad": (3, lambda: torch.add(b, c, alpha=3.0, out=a)),
     }
-    found = {
+    speeds = {
         name: arrays * size / median(_repeat(call, timer, MEMORY_SECONDS)) for name, (arrays, call) in calls.items()
     }
-    return {"array_bytes": size, "cache_bytes": cache, "bytes_per_s": found}
+    return {"array_bytes": size, "cache_bytes": cache, "bytes_per_s": speeds}
 
 
 def cache_bytes(root: Path = CACHES) -> int | None:
@@ -165,10 +201,6 @@ def _read(path: Path) -> str:
 
 def _gpu_cache_bytes() -> int:
     return int(torch.cuda.get_device_properties(0).L2_cache_size)
-
-
-def _best(tried: Iterable[dict[str, Any]], precision: str) -> float | None:
-    return max((found["flops"] for found in tried if found["precision"] == precision), default=None)
 
 
 def _repeat(call: Call, timer: Callable[[Call], float], seconds: float) -> list[float]:

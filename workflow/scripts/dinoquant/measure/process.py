@@ -1,4 +1,4 @@
-"""Time a variant beside fp32 in a process that has run nothing else, as `python -m dinoquant.measure.process`.
+"""Time a variant beside fp32 in processes that have run nothing else, as `python -m dinoquant.measure.process`.
 
 A fresh Python, not a fork: some processes that shared memory with their parent ran int8-static much slower than others.
 """
@@ -11,30 +11,75 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack, nullcontext
-from functools import partial
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, TypeVar
+
+from tqdm import tqdm
 
 from dinoquant.errors import UserError
 from dinoquant.files import read_json, read_through, write_json
 from dinoquant.job import end_with_parent
-from dinoquant.machine import describe, require_device
-from dinoquant.measure.rounds import Call, Part, Protocol, measure
-from dinoquant.network.card import read_card
-from dinoquant.runtimes import TORCHSCRIPT, files
+from dinoquant.machine import Machine, describe, require_device
+from dinoquant.measure.rounds import Call, Counts, ProcessRounds, TimingProtocol, measure
+from dinoquant.runtimes import files
 
 SCRIPTS = Path(__file__).resolve().parents[2]
 log = logging.getLogger("dinoquant")
+Part = TypeVar("Part", bound=ProcessRounds)
 
 
-def in_process(**request: Any) -> Part:
-    """Return what `time_once` does, given all of its arguments, from a process of its own; raises its UserError."""
+@dataclass(frozen=True)
+class Request:
+    """What to time, and how; ``model`` and ``fp32`` are files that rules of this workflow made."""
+
+    model: str
+    fp32: str
+    device: str
+    threads: int
+    batch_size: int
+    protocol: TimingProtocol
+
+
+class Fixed(TypedDict):
+    """What was the same for everything that a process timed itself."""
+
+    allocator: str
+    interop_threads: int
+    flush_denormal: bool
+    tf32: bool
+
+
+class ProcessTiming(ProcessRounds):
+    """The rounds of one process, with what they were taken with, and when (Unix time in s, from the loading on)."""
+
+    started: float
+    finished: float
+    engine: str | None
+    runtime: dict[str, str]
+    fixed: Fixed
+    machine: Machine
+
+
+def repeat(start: Callable[[int, Counts | None], Part], protocol: TimingProtocol) -> list[Part]:
+    """Return what the processes of a timing made of it, one after the other.
+
+    ``start`` runs a process, given its number and how many calls its blocks have: as many as those of the first.
+    """
+    parts: list[Part] = []
+    for process in tqdm(range(protocol.processes), desc="processes", disable=None):
+        parts.append(start(process, parts[0]["calls_per_block"] if parts else None))
+    return parts
+
+
+def in_process(request: Request, process: int, counts: Counts | None) -> ProcessTiming:
+    """Return what `time_once` does, from a process of its own; raises its UserError."""
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder, "result.json")
         done = subprocess.run(
             [sys.executable, "-m", "dinoquant.measure.process", result],
-            input=json.dumps(request),
+            input=json.dumps({"request": asdict(request), "process": process, "counts": counts}),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
@@ -45,74 +90,71 @@ def in_process(**request: Any) -> Part:
         log.debug("%s", done.stderr)
         if done.returncode:
             raise RuntimeError(f"a process of the timing ended with {done.returncode}:\n{done.stderr[-4000:]}")
-        part: Part = read_json(result)
-    if "advice" in part:
-        raise UserError(part["advice"])
-    return part
+        answer = read_json(result)
+    if "advice" in answer:
+        raise UserError(answer["advice"])
+    timing: ProcessTiming = answer
+    return timing
 
 
-def time_once(
-    *,
-    model: str,
-    fp32: str,
-    device: str,
-    threads: int,
-    batch_size: int,
-    protocol: dict[str, Any],
-    process: int,
-    counts: dict[str, int] | None,
-) -> Part:
-    """Return this process's part of a timing (`dinoquant.measure.rounds.measure`), with what it was taken with.
-
-    That is the engine, the runtime, what was fixed and the machine; and when it was ``started`` and ``finished`` (Unix
-    time, seconds), from the loading of the models on. ``model`` and ``fp32`` are files that rules of this workflow
-    made, ``protocol`` has the fields of `Protocol`.
-    """
+def time_once(request: Request, process: int, counts: Counts | None) -> ProcessTiming:
+    """Return the rounds of process number ``process`` (`dinoquant.measure.rounds.measure`), taken in this one."""
     from dinoquant.runtimes.allocator import keep_freed_memory
 
     allocator = keep_freed_memory()  # before PyTorch allocates anything
-    from dinoquant.recipes.base import engine
-    from dinoquant.runtimes.pytorch import as_call, as_device_call, load, preparation, random_images, set_up
-    from dinoquant.runtimes.remote import RemoteModel
+    from dinoquant.runtimes.opened import open_model
+    from dinoquant.runtimes.torchscript import as_device_call, preparation, random_images, set_up
 
     started = time.time()
+    device, threads, batch_size, protocol = request.device, request.threads, request.batch_size, request.protocol
     require_device(device)
-    card, how = read_card(Path(model)), Protocol(**protocol)
-    fixed = {"allocator": allocator, **set_up(threads)}
-    for file in (*files(model), Path(fp32)):
+    fixed: Fixed = {"allocator": allocator, **set_up(threads)}
+    for file in (*files(request.model), Path(request.fp32)):
         read_through(file)  # so that no page of it has to come from the disk
-    images = random_images(batch_size, card["image_size"], device, how.seed)
-    prepare = preparation(batch_size, card, device)
-    passes: dict[str, Call] = {"preprocess": prepare, "end_to_end": lambda: prepare() + call()}
-    runtime = {"name": card["runtime"]}
-    # Loading packs quantized weights for the engine in force, and PyTorch's default need not be the variant's.
-    with engine(card["engine"]) if card["engine"] else nullcontext(), ExitStack() as stack:
-        if card["runtime"] == TORCHSCRIPT:
-            run = partial(load(Path(model), device), images)
-            call: Call = as_call(run, device)
-            if device == "cuda":
-                passes["device"] = as_device_call(run)
-        else:
-            remote = RemoteModel(model, batch_size=batch_size, threads=threads, timed=True)
-            runtime |= stack.enter_context(remote).about()
-            remote.ready(images)
-            call = remote.time
-        calls = {"variant": call, "fp32": as_call(partial(load(Path(fp32), device), images), device)}
-        probe = preparation(1, card, device)
-        part = measure(calls, protocol=how, process=process, counts=counts, passes=passes, probe=probe)
-    part |= {"started": started, "finished": time.time()}
-    return part | {"engine": card["engine"], "runtime": runtime, "fixed": fixed, "machine": describe()}
+    with (
+        open_model(request.model, device, threads=threads, batch_size=batch_size, timed=True) as variant,
+        open_model(request.fp32, device, threads=threads, batch_size=batch_size, timed=True) as fp32,
+    ):
+        card = variant.card
+        images = random_images(batch_size, card["image_size"], device, protocol.seed)
+        variant.ready(images)
+        fp32.ready(images)
+        prepare = preparation(batch_size, card, device)
+        passes: dict[str, Call] = {"preprocess": prepare, "end_to_end": lambda: prepare() + variant.time()}
+        if device == "cuda":
+            passes["device"] = as_device_call(lambda: variant(images))
+        rounds = measure(
+            {"variant": variant.time, "fp32": fp32.time},
+            protocol=protocol,
+            process=process,
+            counts=counts,
+            passes=passes,
+            probe=preparation(1, card, device),
+        )
+    return {
+        **rounds,
+        "started": started,
+        "finished": time.time(),
+        "engine": card["engine"],
+        "runtime": variant.runtime,
+        "fixed": fixed,
+        "machine": describe(),
+    }
 
 
 def main() -> None:
     """Read the arguments of `time_once` as JSON from standard input, and write what it returns to the named file."""
     end_with_parent()
     gc.disable()  # which makes PyTorch's import a fifth faster
+    message = json.load(sys.stdin)
+    protocol = TimingProtocol(**message["request"].pop("protocol"))
     try:
-        part = time_once(**json.load(sys.stdin))
+        answer: object = time_once(
+            Request(**message["request"], protocol=protocol), message["process"], message["counts"]
+        )
     except UserError as error:
-        part = {"advice": str(error)}
-    write_json(sys.argv[1], part)
+        answer = {"advice": str(error)}
+    write_json(sys.argv[1], answer)
     gc.freeze()  # and the exit
 
 

@@ -2,30 +2,47 @@
 
 import json
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 from dinoquant.errors import UserError
 from dinoquant.files import read_json
 
+TORCHSCRIPT_SUFFIX = ".pt"
 MEMBER = "extra/dinoquant.json"
 BESIDE = "card.json"
-BESIDE_SUFFIXES = (".onnx", ".xml", ".pt2")
 
 
-def read_card(model: Path) -> dict[str, Any]:
+class Card(TypedDict):
+    """What made a model, what goes in, and which libraries wrote it."""
+
+    variant: str
+    runtime: str
+    recipe: str
+    options: Mapping[str, object]  # the variant's, with their defaults
+    architecture: str
+    image_size: int
+    mean: list[float]
+    std: list[float]
+    engine: str | None  # of PyTorch's `quantized::` operators, for which weights are packed on loading
+    torch: NotRequired[str]  # of TorchScript files
+    versions: NotRequired[dict[str, str]]  # of other runtimes' models, by library
+
+
+def read_card(model: Path) -> Card:
     """Return the JSON that was saved in the TorchScript file ``model`` as its extra file "dinoquant.json".
 
     A TorchScript file is a zip archive with all members in one folder
     (https://github.com/pytorch/pytorch/blob/main/torch/csrc/jit/docs/serialization.md). The models of other runtimes
     have theirs beside them. Raises UserError where there is none.
     """
-    if model.suffix in BESIDE_SUFFIXES:
+    if model.suffix != TORCHSCRIPT_SUFFIX:
         return _read_beside(model)
     try:
         with zipfile.ZipFile(model) as archive:
             members = [name for name in archive.namelist() if name.partition("/")[2] == MEMBER]
-            card: dict[str, Any] = json.loads(archive.read(members[0]))
+            card: Card = json.loads(archive.read(members[0]))
     except (zipfile.BadZipFile, IndexError, ValueError) as error:
         raise UserError(
             f"{model} is not a model of this workflow: expected a TorchScript file with {MEMBER} in it ({error!r}). "
@@ -34,10 +51,10 @@ def read_card(model: Path) -> dict[str, Any]:
     return card
 
 
-def _read_beside(model: Path) -> dict[str, Any]:
+def _read_beside(model: Path) -> Card:
     path = model.with_name(BESIDE)
     try:
-        card: dict[str, Any] = read_json(path)
+        card: Card = read_json(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{model} has no {BESIDE} beside it ({error!r}). Delete it and run again.") from error
     return card

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dinoquant.errors import UserError
 from dinoquant.files import atomic
-from dinoquant.network.card import read_card
+from dinoquant.network.card import Card, read_card
 from dinoquant.recipes.base import Quantized, engine
 
 CARD = "dinoquant.json"
@@ -48,12 +48,15 @@ def export(
         )
     tolerance = TOLERANCE_REDUCED if quantized.became else TOLERANCE_FLOAT32
     require_close(found, expected, tolerance, "the trace and the model it was taken from")
-    card = {
+    card: Card = {
         "variant": variant,
         "runtime": "torchscript",
         "recipe": options["recipe"],
         "options": dict(options),
-        **{key: info[key] for key in ("architecture", "image_size", "mean", "std")},
+        "architecture": info["architecture"],
+        "image_size": info["image_size"],
+        "mean": info["mean"],
+        "std": info["std"],
         "engine": quantized.engine,
         "torch": torch.__version__,
     }
@@ -64,15 +67,15 @@ def export(
         require_close(reloaded(images), found, TOLERANCE_FLOAT32, "the file and the trace it was written from")
 
 
-def load(path: str | Path, device: str = "cpu") -> torch.jit.ScriptModule:
-    """Return a model that `export` wrote.
+def load(path: str | Path, device: str = "cpu", card: Card | None = None) -> torch.jit.ScriptModule:
+    """Return a model that `export` wrote, for inference; ``card`` is its card, if that has been read already.
 
     `torch.jit.load` alone packs quantized weights for PyTorch's default engine; this packs them for the variant's.
     """
-    packed_for = read_card(Path(path))["engine"]
+    packed_for = (card or read_card(Path(path)))["engine"]
     with engine(packed_for) if packed_for else nullcontext(), torchscript_warnings_known():
         model: torch.jit.ScriptModule = torch.jit.load(path, device)  # type: ignore[no-untyped-call]  # not typed in torch
-    return model
+    return model.eval()
 
 
 @contextmanager
@@ -100,7 +103,7 @@ def _trace(quantized: Quantized, image: Tensor) -> torch.jit.ScriptModule:
     return frozen
 
 
-def _serialize(traced: torch.jit.ScriptModule, card: Mapping[str, Any]) -> bytes:
+def _serialize(traced: torch.jit.ScriptModule, card: Card) -> bytes:
     """Return the file's bytes, which are equal for equal models.
 
     PyTorch's own are not: the name of the file becomes part of the archive, and so do, as debug information, the paths

@@ -1,7 +1,8 @@
 """The table of runtimes: the file that each runs, its recipes, and what it needs. Imports none of them.
 
 `torchscript` is the pipeline's own; the others are peers to compare it with. Each has a module of its name here, which
-makes its files and runs them, in a process of its own (`dinoquant.runtimes.worker`).
+makes its files and runs them (`dinoquant.runtimes.backend`). A new one is such a module, an entry in `RUNTIMES`, and
+the options of its recipes in the config's schema.
 """
 
 import os
@@ -10,7 +11,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from dinoquant.recipes import RECIPES, Recipe
 
@@ -27,7 +27,9 @@ class Runtime:
     suffixes: Sequence[str]  # of the files that make up a model; the first is the one to load
     recipes: Mapping[str, Recipe]
     libraries: Sequence[str] = ()  # whose versions the numbers depend on, beside PyTorch's
+    source: str = "model.onnx"  # of the float32 model's files, the one that its models are made of
     peer: bool = False  # runs in the peers' environment, not in the pipeline's
+    compiles: bool = False  # with the machine's C++ compiler
 
 
 def _peer(*recipes: str, calibrated: str) -> dict[str, Recipe]:
@@ -39,18 +41,24 @@ def _peer(*recipes: str, calibrated: str) -> dict[str, Recipe]:
 
 
 RUNTIMES: Mapping[str, Runtime] = {
-    TORCHSCRIPT: Runtime((".pt",), RECIPES, libraries=("torch",)),
+    TORCHSCRIPT: Runtime((".pt",), RECIPES, libraries=("torch",), source="state_dict.pt"),
     "onnxruntime": Runtime(
         (".onnx",), _peer("fp32", "int8-dynamic", calibrated="int8-static"), libraries=("onnxruntime",), peer=True
     ),
     "openvino": Runtime(
         (".xml", ".bin"), _peer("fp32", "bf16", calibrated="int8-nncf"), libraries=("openvino", "nncf"), peer=True
     ),
-    "inductor": Runtime((".pt2",), _peer("fp32", "bf16", calibrated="int8-pt2e"), libraries=("torch", "torchao")),
+    "inductor": Runtime(
+        (".pt2",),
+        _peer("fp32", "bf16", calibrated="int8-pt2e"),
+        libraries=("torch", "torchao"),
+        source="state_dict.pt",
+        compiles=True,
+    ),
 }
 
 
-def recipe_of(options: Mapping[str, Any]) -> Recipe:
+def recipe_of(options: Mapping[str, str]) -> Recipe:
     """Return what is known of a variant's recipe, from the variant's options with their defaults."""
     return RUNTIMES[options["runtime"]].recipes[options["recipe"]]
 
@@ -59,8 +67,8 @@ def missing(runtime: str) -> str | None:
     """Return why models of a runtime can be neither made nor run on this machine, and what to do; None if they can."""
     if RUNTIMES[runtime].peer and not PEERS_PYTHON.exists():
         return "the peers' environment is missing: make peers"
-    if runtime == "inductor" and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++"))):
-        return "inductor compiles C++ and there is no compiler here: install g++"
+    if RUNTIMES[runtime].compiles and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++"))):
+        return f"{runtime} compiles C++ and there is no compiler here: install g++"
     return None
 
 

@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from dinoquant.files import atomic, write_json
-from dinoquant.network.card import BESIDE, read_card
-from dinoquant.network.export import TOLERANCE_FLOAT32, TOLERANCE_REDUCED, load, require_close
+from dinoquant.network.card import BESIDE, Card, read_card
+from dinoquant.network.export import TOLERANCE_FLOAT32, TOLERANCE_REDUCED, require_close
 from dinoquant.runtimes import files
-from dinoquant.runtimes.remote import Remote, RemoteModel
-from dinoquant.runtimes.worker import Array
+from dinoquant.runtimes.backend import Array
+from dinoquant.runtimes.opened import open_model
+from dinoquant.runtimes.remote import Remote
+from dinoquant.runtimes.torchscript import random_images
 
 log = logging.getLogger("dinoquant")
 
@@ -46,12 +46,15 @@ def convert(
 
     Raises UserError and RuntimeError as `Remote` and `require_alike` do.
     """
-    card = {
+    card: Card = {
         "variant": variant,
         "runtime": options["runtime"],
         "recipe": options["recipe"],
         "options": dict(options),
-        **{key: info[key] for key in ("architecture", "image_size", "mean", "std")},
+        "architecture": info["architecture"],
+        "image_size": info["image_size"],
+        "mean": info["mean"],
+        "std": info["std"],
         "engine": None,
     }
     for leftover in target.parent.glob(f"{PARTIAL}*"):  # of a conversion that was killed
@@ -75,17 +78,17 @@ def require_alike(model: Path, fp32: Path, threads: int) -> None:
     differ from fp32's by more than rounding.
     """
     card = read_card(model)
-    size = card["image_size"]
-    images = torch.randn(max(BATCHES), 3, size, size, generator=torch.Generator().manual_seed(0))
-    reference = load(fp32)
+    images = random_images(max(BATCHES), card["image_size"], "cpu", seed=0)
     for batch_size in BATCHES:
-        with torch.no_grad():
-            expected = reference(images[:batch_size])
-        with RemoteModel(model, batch_size=batch_size, threads=threads) as remote:
-            found = remote(images[:batch_size])
-        if found.shape != expected.shape or not found.isfinite().all():
-            raise RuntimeError(f"{card['variant']} yields {list(found.shape)}, finite: {bool(found.isfinite().all())}")
+        batch = images[:batch_size]
+        with open_model(fp32, "cpu", threads=threads, batch_size=batch_size) as reference:
+            expected = reference(batch)
+        with open_model(model, "cpu", threads=threads, batch_size=batch_size) as converted:
+            features = converted(batch)
+        finite = bool(features.isfinite().all())
+        if features.shape != expected.shape or not finite:
+            raise RuntimeError(f"{card['variant']} yields {list(features.shape)}, finite: {finite}")
         if card["recipe"] in TOLERANCES:
-            require_close(found, expected, TOLERANCES[card["recipe"]], f"{card['variant']} and fp32")
-        away = float((found - expected).abs().max() / expected.abs().max())
-        log.debug("at batch size %d, features are up to %.2g of the largest away from fp32's", batch_size, away)
+            require_close(features, expected, TOLERANCES[card["recipe"]], f"{card['variant']} and fp32")
+        deviation = float((features - expected).abs().max() / expected.abs().max())
+        log.debug("at batch size %d, features are up to %.2g of the largest away from fp32's", batch_size, deviation)

@@ -2,16 +2,16 @@
 
 import warnings
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dinoquant.errors import UserError
 from dinoquant.network import architecture, checkpoint
+from dinoquant.network.card import Card
 from dinoquant.recipes import cast
-from dinoquant.runtimes.pytorch import set_up
-from dinoquant.runtimes.worker import Array, Run
+from dinoquant.runtimes.backend import Array, Converter, Run
+from dinoquant.runtimes.torchscript import set_up
 
 MAX_BATCH = 4096  # as in the config's schema
 OPTIONS = {
@@ -22,25 +22,46 @@ OPTIONS = {
 }
 
 
-def prepare(threads: int) -> None:
+class Inductor:
+    """Packages that are compiled for this processor and this PyTorch."""
+
+    @torch.no_grad()
+    def convert(self, source: Path, target: Path, card: Card, images: Array | None) -> None:
+        """Compile the model with the float32 weights ``source``
+        (https://docs.pytorch.org/docs/stable/user_guide/torch_compiler/torch.compiler_aot_inductor.html).
+        """
+        network = architecture.build(card["architecture"], card["image_size"])
+        checkpoint.fit(network, checkpoint.load_state_dict(source))
+        compile_package(network, target, card["recipe"], card["image_size"], images)
+
+    def load(self, model: Path, card: Card, batch_size: int) -> Run:
+        """Load a package, for any batch size."""
+        compiled = torch._inductor.aoti_load_package(str(model))
+
+        @torch.inference_mode()
+        def run(images: Array) -> Array:
+            features: Array = compiled(torch.from_numpy(images)).numpy()
+            return features
+
+        return run
+
+
+def prepare(threads: int, device: str) -> Converter:
     """Set up PyTorch as it is for TorchScript."""
     set_up(threads)
+    return Inductor()
 
 
 @torch.no_grad()
-def convert(source: Path, target: Path, card: dict[str, Any], images: Array | None) -> None:
-    """Compile the model with the float32 weights ``source`` into a package for this processor and this PyTorch
-    (https://docs.pytorch.org/docs/stable/user_guide/torch_compiler/torch.compiler_aot_inductor.html).
-    """
-    network = architecture.build(card["architecture"], card["image_size"])
-    checkpoint.fit(network, checkpoint.load_state_dict(source))
-    example = torch.randn(2, 3, card["image_size"], card["image_size"], generator=torch.Generator().manual_seed(0))
+def compile_package(network: nn.Module, target: Path, recipe: str, image_size: int, images: Array | None) -> None:
+    """Write ``network`` as a package, quantized if the recipe says so."""
+    example = torch.randn(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of PyTorch about its own insides
-        if card["recipe"] == "int8-pt2e":
+        if recipe == "int8-pt2e":
             program = _export(_quantize(network, example, images), example)
         else:
-            program = _export(cast.quantize(network, {"recipe": card["recipe"]}, None).module, example)
+            program = _export(cast.quantize(network, {"recipe": recipe}, None).module, example)
         torch._inductor.aoti_compile_and_package(program, package_path=str(target), inductor_configs=OPTIONS)
 
 
@@ -66,15 +87,3 @@ def _quantize(network: nn.Module, example: Tensor, images: Array | None) -> nn.M
         observed(image[None])
     quantized: nn.Module = convert_pt2e(observed)
     return quantized
-
-
-def load(path: Path, card: dict[str, Any], batch_size: int) -> Run:
-    """Load a package, for any batch size."""
-    compiled = torch._inductor.aoti_load_package(str(path))
-
-    @torch.inference_mode()
-    def run(images: Array) -> Array:
-        features: Array = compiled(torch.from_numpy(images)).numpy()
-        return features
-
-    return run

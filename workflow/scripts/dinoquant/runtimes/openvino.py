@@ -2,73 +2,78 @@
 
 import os
 from pathlib import Path
-from typing import Any
 
 from dinoquant.errors import UserError
-from dinoquant.runtimes.worker import Array, Run
+from dinoquant.network.card import Card
+from dinoquant.runtimes.backend import Array, Converter, Run
 
 PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
 
-_threads = 1
+
+class OpenVino:
+    """Files in OpenVINO's format, with so many threads."""
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+
+    def convert(self, source: Path, target: Path, card: Card, images: Array | None) -> None:
+        """Convert the ONNX file ``source``; int8-nncf quantizes it: SmoothQuant and a correction of the biases
+        (https://docs.openvino.ai/2026/openvino-workflow/model-optimization-guide/quantizing-models-post-training.html).
+        """
+        import openvino
+
+        model = openvino.convert_model(source)
+        if card["recipe"] == "int8-nncf":
+            import nncf
+
+            if images is None or not len(images):
+                raise UserError("int8-nncf needs calibration images: set dataset.calibration_images to 1 or more.")
+            model.reshape([1, *images.shape[1:]])
+            dataset = nncf.Dataset([image[None] for image in images])
+            model = nncf.quantize(model, dataset, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(images))
+            model.reshape([-1, *images.shape[1:]])
+        openvino.save_model(model, target, compress_to_fp16=False)  # by default fp32 would not be fp32
+
+    def load(self, model: Path, card: Card, batch_size: int) -> Run:
+        """Compile for exactly this batch size, which is when it is fastest.
+
+        Raises UserError where the processor does not have the precision: OpenVINO would silently take another.
+        """
+        import openvino
+
+        asked = str(card["options"]["rest"] if card["recipe"] == "int8-nncf" else card["recipe"])
+        properties: dict[str, str | int] = {
+            "INFERENCE_NUM_THREADS": self._threads,
+            "NUM_STREAMS": 1,
+            "INFERENCE_PRECISION_HINT": PRECISIONS[asked],  # asked for always: by default the processor decides
+        }
+        if batch_size == 1:
+            properties["PERFORMANCE_HINT"] = "LATENCY"
+        core = openvino.Core()
+        network = core.read_model(model)
+        size = card["image_size"]
+        network.reshape([batch_size, 3, size, size])
+        compiled = core.compile_model(network, "CPU", properties)
+        precision = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+        if precision != PRECISIONS[asked]:
+            raise UserError(
+                f"OpenVINO computes in {precision} on this processor, not in {asked}, which the variant "
+                f"{card['variant']} asks for. Leave it out: set it to null in variants."
+            )
+        request = compiled.create_infer_request()
+
+        def run(images: Array) -> Array:
+            request.set_input_tensor(openvino.Tensor(images, shared_memory=True))
+            request.infer()
+            features: Array = request.get_output_tensor().data
+            return features
+
+        return run
 
 
-def prepare(threads: int) -> None:
-    """Import the library, and let what is loaded from now on have so many threads."""
-    global _threads
+def prepare(threads: int, device: str) -> Converter:
+    """Import the library."""
     os.environ["NNCF_CI"] = "1"  # no telemetry
     import openvino  # noqa: F401  # only here does it count as the baseline of the footprint
 
-    _threads = threads
-
-
-def convert(source: Path, target: Path, card: dict[str, Any], images: Array | None) -> None:
-    """Convert the ONNX file ``source``; int8-nncf quantizes it: SmoothQuant and a correction of the biases
-    (https://docs.openvino.ai/2026/openvino-workflow/model-optimization-guide/quantizing-models-post-training.html).
-    """
-    import openvino
-
-    model = openvino.convert_model(source)
-    if card["recipe"] == "int8-nncf":
-        import nncf
-
-        if images is None or not len(images):
-            raise UserError("int8-nncf needs calibration images: set dataset.calibration_images to 1 or more.")
-        model.reshape([1, *images.shape[1:]])
-        dataset = nncf.Dataset([image[None] for image in images])
-        model = nncf.quantize(model, dataset, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(images))
-        model.reshape([-1, *images.shape[1:]])
-    openvino.save_model(model, target, compress_to_fp16=False)  # by default fp32 would not be fp32
-
-
-def load(model: Path, card: dict[str, Any], batch_size: int) -> Run:
-    """Compile for exactly this batch size, which is when it is fastest.
-
-    Raises UserError where the processor does not have the precision: OpenVINO would silently take another.
-    """
-    import openvino
-
-    rest = card["options"]["rest"] if card["recipe"] == "int8-nncf" else card["recipe"]
-    properties: dict[str, Any] = {"INFERENCE_NUM_THREADS": _threads, "NUM_STREAMS": 1}
-    # Asked for always: by default the processor decides.
-    properties |= {"INFERENCE_PRECISION_HINT": PRECISIONS[rest]}
-    properties |= {"PERFORMANCE_HINT": "LATENCY"} if batch_size == 1 else {}
-    core = openvino.Core()
-    network = core.read_model(model)
-    size = card["image_size"]
-    network.reshape([batch_size, 3, size, size])
-    compiled = core.compile_model(network, "CPU", properties)
-    found = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
-    if found != PRECISIONS[rest]:
-        raise UserError(
-            f"OpenVINO computes in {found} on this processor, not in {rest}, which the variant {card['variant']} asks "
-            "for. Leave it out: set it to null in variants."
-        )
-    request = compiled.create_infer_request()
-
-    def run(images: Array) -> Array:
-        request.set_input_tensor(openvino.Tensor(images, shared_memory=True))
-        request.infer()
-        features: Array = request.get_output_tensor().data
-        return features
-
-    return run
+    return OpenVino(threads)

@@ -14,18 +14,17 @@ from collections.abc import Callable
 from importlib.metadata import version
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dinoquant.errors import UserError
-from dinoquant.runtimes import RUNTIMES, files
+from dinoquant.network.card import Card
+from dinoquant.runtimes import RUNTIMES
 from dinoquant.runtimes.allocator import keep_freed_memory
+from dinoquant.runtimes.backend import Array, Converter, prepare
 
-Array = NDArray[np.float32]
-Run = Callable[[Array], Array]  # float32 [B, 3, S, S] -> float32 [B, D]
-Message = dict[str, Any]
+Message = dict[str, Any]  # a request's arguments or its answer, pickled
 
 
 def send(connection: Connection, message: Message, array: Array | None = None) -> None:
@@ -49,40 +48,39 @@ def receive(connection: Connection) -> tuple[Message, Array | None]:
 class Worker:
     """What can be asked of the process: a message `{"do": METHOD, **arguments}`, and an array where one is taken."""
 
-    def __init__(self, name: str, threads: int, timed: bool) -> None:
+    def __init__(self, name: str, threads: int, device: str, timed: bool) -> None:
         # As for what it is compared with, and before the runtime allocates anything.
         self._allocator = keep_freed_memory() if timed else None
-        self._libraries = RUNTIMES[name].libraries
-        self._runtime = importlib.import_module(f"dinoquant.runtimes.{name}")
-        self._runtime.prepare(threads)
+        self._libraries, self._device = RUNTIMES[name].libraries, device
+        self._backend = prepare(name, threads, device)
 
     def about(self, _: None) -> tuple[Message, None]:
         """Answer the versions of the runtime's libraries, and what was done about the allocator if this is timed."""
         versions = {library: version(library) for library in self._libraries}
         return versions | ({"allocator": self._allocator} if self._allocator else {}), None
 
-    def convert(self, images: Array | None, source: str, target: str, card: Message) -> tuple[Message, None]:
+    def convert(self, images: Array | None, source: str, target: str, card: Card) -> tuple[Message, None]:
         """Make the model that ``card`` describes; ``images`` are for its calibration."""
-        self._runtime.convert(Path(source), Path(target), card, images)
+        cast(Converter, self._backend).convert(Path(source), Path(target), card, images)
         return {}, None
 
-    def load(self, _: None, model: str, card: Message, batch_size: int) -> tuple[Message, None]:
+    def load(self, _: None, model: str, card: Card, batch_size: int) -> tuple[Message, None]:
         """Load a model for batches of ``batch_size``; what a runtime does on garbage collections is not timed."""
         self._batch_size = batch_size
-        self._run: Run = self._runtime.load(Path(model), card, batch_size)
+        self._run = self._backend.load(Path(model), card, batch_size)
         gc.collect()
         gc.disable()
         return {}, None
 
-    def footprint(self, image: Array, model: str, card: Message) -> tuple[Message, None]:
+    def footprint(self, image: Array, model: str, card: Card) -> tuple[Message, None]:
         """Answer what loading a model and running it once takes, beyond a process that has imported the runtime."""
 
         def load() -> Callable[[], Array]:
-            run: Run = self._runtime.load(Path(model), card, len(image))
+            run = self._backend.load(Path(model), card, len(image))
             return lambda: run(image)
 
         # By name: whoever runs a model would depend on how footprints are taken if this file imported it.
-        return importlib.import_module("dinoquant.runtimes.footprint").measure(files(model), load), None
+        return importlib.import_module("dinoquant.runtimes.footprint").observe(Path(model), load, self._device), None
 
     def ready(self, images: Array) -> tuple[Message, None]:
         """Keep the input of `time`."""
@@ -102,7 +100,7 @@ class Worker:
         return {}, self._run(full)[: len(images)]
 
 
-def serve(connection: Connection, name: str, threads: int, timed: bool) -> None:
+def serve(connection: Connection, name: str, threads: int, device: str, timed: bool) -> None:
     """Do what is asked until the other side is gone; answer errors too, and go on."""
     worker = None
     while True:
@@ -112,7 +110,7 @@ def serve(connection: Connection, name: str, threads: int, timed: bool) -> None:
             return
         try:
             # Not before the first request, so that a runtime that cannot be imported is an answer as well.
-            worker = worker or Worker(name, threads, timed)
+            worker = worker or Worker(name, threads, device, timed)
             answer = getattr(worker, message.pop("do"))(array, **message)
         except UserError as error:
             answer = {"advice": str(error)}, None
@@ -123,4 +121,4 @@ def serve(connection: Connection, name: str, threads: int, timed: bool) -> None:
 
 if __name__ == "__main__":
     os.dup2(2, 1)  # what the libraries print is no result of this project's jobs
-    serve(Connection(int(sys.argv[1])), sys.argv[2], int(sys.argv[3]), timed="timed" in sys.argv[4:])
+    serve(Connection(int(sys.argv[1])), sys.argv[2], int(sys.argv[3]), sys.argv[4], timed="timed" in sys.argv[5:])

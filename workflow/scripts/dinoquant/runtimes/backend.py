@@ -1,0 +1,42 @@
+"""What the module of a runtime offers: `prepare`, which returns what makes and loads that runtime's models."""
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dinoquant.network.card import Card
+
+Array = NDArray[np.float32]
+Run = Callable[[Array], Array]  # float32 [B, 3, S, S] -> float32 [B, D], both on the host
+
+
+class Backend(Protocol):
+    """A runtime that is imported and set up."""
+
+    def load(self, model: Path, card: Card, batch_size: int) -> Run:
+        """Load a model for batches of exactly ``batch_size``, which lets a runtime plan for it."""
+
+
+class Converter(Backend, Protocol):
+    """A runtime that makes its own models; those in TorchScript are made by the recipes."""
+
+    def convert(self, source: Path, target: Path, card: Card, images: Array | None) -> None:
+        """Make the model that ``card`` describes out of the float32 model's file ``source`` (`Runtime.source`).
+
+        ``images`` are for the calibration: float32 ``[N, 3, S, S]``, normalised; None for recipes without.
+        """
+
+
+def prepare(runtime: str, threads: int, device: str) -> Backend:
+    """Import a runtime, and let what it loads have so many threads.
+
+    The module is found by its name, so that whoever runs models depends on the one runtime's module only. Peers are
+    measured on the CPU only, and take no notice of ``device``.
+    """
+    module = importlib.import_module(f"dinoquant.runtimes.{runtime}")
+    prepare_runtime: Callable[[int, str], Backend] = module.prepare
+    return prepare_runtime(threads, device)
