@@ -32,11 +32,13 @@ intr 1 2 3
 
 @pytest.fixture
 def proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A /proc with three processors and no processes."""
+    """A /proc with three processors, and no processes."""
     folder = tmp_path / "proc"
     folder.mkdir()
     (folder / "stat").write_text(STAT)
     monkeypatch.setattr(psutil, "PROCFS_PATH", str(folder))
+    monkeypatch.setattr(watch, "running_processes", dict)
+    monkeypatch.setattr(watch, "own_processes", set)
     return folder
 
 

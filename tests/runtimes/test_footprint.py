@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from dinoquant.runtimes import footprint
 
@@ -56,7 +57,11 @@ def test_values_are_complete(files: Path) -> None:
     assert result["size_mb"] == 3.0
     assert result["baseline_rss_mb"] > 10
     assert result["gpu_memory_mb"] is None
-    assert footprint.observe(files, model(1, 1), lambda: 5_000_000)["gpu_memory_mb"] == 5.0
+
+
+def test_memory_of_a_gpu_is_pytorchs(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda: 5_000_000)
+    assert footprint.observe(files, model(1, 1), "cuda")["gpu_memory_mb"] == 5.0
 
 
 def test_load_and_inference_are_timed_apart(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,7 +63,7 @@ class ForeignProcess(TypedDict):
 
 
 class MachineActivity(TypedDict):
-    """What happened over some seconds: averages in processors, frequencies in MHz. Or ``unseen``, why nothing is known."""
+    """What happened over some seconds: averages in processors, frequencies in MHz; or ``unseen``: why none is known."""
 
     seconds: float
     unseen: NotRequired[str]
@@ -225,15 +225,15 @@ class MachineWatch:
 
     def report(self) -> Activity:
         """Return what happened."""
-        own = psutil.Process()
-        ours = {own.pid, *(child.pid for child in own.children(recursive=True))}
+        ours = own_processes() if self._before.usage else ()
         return {**activity(self._before, self._state(), ours, self._frequencies), "probe_ms": self._probes}
 
     def _state(self) -> MachineState:
+        busy = usage(self._processors)
         return MachineState(
             moment=time.monotonic(),
-            usage=usage(self._processors),
-            processes=running_processes(),
+            usage=busy,
+            processes=running_processes() if busy else {},
             load=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
             throttles=self._read_throttles(),
         )
@@ -270,6 +270,12 @@ def running_processes() -> dict[int, Process]:
         for process in listed
         if process.info["cpu_times"]  # not if it may not be looked at
     }
+
+
+def own_processes() -> set[int]:
+    """Return the ids of this process and of all that descend from it."""
+    own = psutil.Process()
+    return {own.pid, *(child.pid for child in own.children(recursive=True))}
 
 
 def _read(path: Path) -> str | None:

@@ -3,11 +3,12 @@
 import logging
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from dinoquant.files import atomic, write_json
+from dinoquant.machine import describe
 from dinoquant.network.card import BESIDE, Card, read_card
 from dinoquant.network.export import TOLERANCE_FLOAT32, TOLERANCE_REDUCED, require_close
 from dinoquant.runtimes import files
@@ -20,6 +21,8 @@ log = logging.getLogger("dinoquant")
 
 PARTIAL = ".partial-"
 BATCHES = (1, 16)
+# With one of these, x86 adds the products of unsigned and signed bytes in 32 bits; without, pairs of them in 16.
+EXACT_INT8 = {"avx_vnni", "avx512_vnni", "amx_int8"}
 # Relative to the largest feature. What int8 does to features is for the accuracy to say, not for this.
 TOLERANCES = {"fp32": TOLERANCE_FLOAT32, "bf16": TOLERANCE_REDUCED}
 
@@ -91,4 +94,16 @@ def require_alike(model: Path, fp32: Path, threads: int) -> None:
         if card["recipe"] in TOLERANCES:
             require_close(features, expected, TOLERANCES[card["recipe"]], f"{card['variant']} and fp32")
         deviation = float((features - expected).abs().max() / expected.abs().max())
+        if card["recipe"] not in TOLERANCES and int8_saturates(describe()["instruction_sets"] or ()):
+            log.warning(
+                "%s: without VNNI, as on this processor, int8 sums saturate: its features are up to %.2g of the largest "
+                "away from fp32's. See its accuracy before you trust it.",
+                card["variant"],
+                deviation,
+            )
         log.debug("at batch size %d, features are up to %.2g of the largest away from fp32's", batch_size, deviation)
+
+
+def int8_saturates(instruction_sets: Collection[str]) -> bool:
+    """Return whether int8 products of a processor may saturate; those of Arm do not."""
+    return "avx2" in instruction_sets and not EXACT_INT8 & set(instruction_sets)
