@@ -96,8 +96,8 @@ def require_alike(model: Path, fp32: Path, threads: int) -> None:
         deviation = float((features - expected).abs().max() / expected.abs().max())
         if card["recipe"] not in TOLERANCES and int8_saturates(describe()["instruction_sets"] or ()):
             log.warning(
-                "%s: without VNNI, as on this processor, int8 sums saturate: its features are up to %.2g of the largest "
-                "away from fp32's. See its accuracy before you trust it.",
+                "%s: int8 sums may saturate on this processor, which has no VNNI: the features are up to %.2g of the "
+                "largest away from fp32's. See the accuracy before you trust them.",
                 card["variant"],
                 deviation,
             )
