@@ -22,7 +22,7 @@ import psutil
 # Processors that other processes use, on average. Snakemake itself takes some while it waits: see profiles/default.
 MOST_FOREIGN = 0.2
 MOST_STEAL = 0.05  # processors that the hypervisor gives to other guests, on average
-MOST_FREQUENCY_DROP = 0.2  # of the highest frequency seen
+MOST_FREQUENCY_DROP = 0.2  # of the highest frequency
 # A probe is slow if it takes this many times as long as when the machine is at its best. On a virtual machine with two
 # processors, work that both share took 1.9 times as long for minutes on end, which nothing in the guest shows (all of
 # its processes were slow at the same time, pinned to processors or not, and work on one processor was as fast as ever),

@@ -34,7 +34,7 @@ def write(network: nn.Module, image_size: int, path: Path) -> None:
 
 @contextmanager
 def _onnx_importable() -> Iterator[None]:
-    """Let PyTorch's exporter look at its result with `onnx`, which only the peers' environment has."""
+    """Let PyTorch's exporter check its result with `onnx`, which only the peers' environment has."""
     before = list(sys.path)
     sys.path += map(str, PEERS_PYTHON.parents[1].glob("lib/python*/site-packages"))
     try:

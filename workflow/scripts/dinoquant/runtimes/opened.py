@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,43 +15,8 @@ from dinoquant.runtimes.remote import Remote
 from dinoquant.runtimes.torchscript import as_call, set_up
 
 
-class OpenModel(Protocol):
-    """A model that is loaded. Images are float32 ``[B, 3, S, S]``, normalised, on the model's device."""
-
-    card: Card
-    # Its name, and in a process of its own also the versions of its libraries and what was done about the allocator.
-    runtime: dict[str, str]
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Return the features, float32 ``[B, D]``, of at most as many images as the model was opened for."""
-
-    def ready(self, images: Tensor) -> None:
-        """Keep the input of `time`: exactly as many images as the model was opened for."""
-
-    def time(self) -> float:
-        """Run the model once on its ready input and return the milliseconds, taken where it runs."""
-
-
-@contextmanager
-def open_model(
-    path: str | Path, device: str, *, threads: int, batch_size: int, timed: bool = False
-) -> Iterator[OpenModel]:
-    """Load a model that a rule of this workflow made, with ``threads`` threads and for calls of ``batch_size`` images.
-
-    ``timed`` gives a process of the model's own the allocator that timings have; whoever times in this one calls
-    `dinoquant.runtimes.allocator.keep_freed_memory` before PyTorch is imported. Raises UserError for what is no such
-    file, and where the runtime is missing.
-    """
-    card = read_card(Path(path))
-    if card["runtime"] == TORCHSCRIPT:
-        yield LocalModel(Path(path), card, device, threads)
-    else:
-        with RemoteModel(path, batch_size=batch_size, threads=threads, timed=timed) as model:
-            yield model
-
-
 class LocalModel:
-    """A TorchScript file in this process, for any batch size."""
+    """A TorchScript file in this process. Images are float32 ``[B, 3, S, S]``, normalised, on the model's device."""
 
     def __init__(self, path: Path, card: Card, device: str, threads: int) -> None:
         set_up(threads)
@@ -62,7 +26,7 @@ class LocalModel:
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
-        """Return the features."""
+        """Return the features, float32 ``[B, D]``."""
         features: Tensor = self._module(images)
         return features
 
@@ -71,12 +35,20 @@ class LocalModel:
         self._call = as_call(partial(self._module, images), self._device)
 
     def time(self) -> float:
-        """Run once, and wait for the device."""
+        """Run the model once on its ready input and return the milliseconds until the device is done."""
         return self._call()
 
 
 class RemoteModel(Remote):
-    """A model in a process of its own, on the CPU; with fewer than ``batch_size`` images the rest is in vain."""
+    """A model in a process of its own, on the CPU, to be used like a local one.
+
+    ``runtime`` also has the versions of its libraries, and what was done about the allocator if it is timed.
+
+    Args:
+        path: a file that a rule of this workflow made, with its card.
+        batch_size: the most images of a call; with fewer the rest is computed in vain.
+        timed: give the process the allocator that timings have (`dinoquant.runtimes.allocator`).
+    """
 
     def __init__(self, path: str | Path, *, batch_size: int, threads: int, timed: bool = False) -> None:
         self.card = read_card(Path(path))
@@ -96,3 +68,24 @@ class RemoteModel(Remote):
     def time(self) -> float:
         """Run once; the way to the process and back is not timed."""
         return float(self.ask("time")[0]["ms"])
+
+
+OpenModel = LocalModel | RemoteModel
+
+
+@contextmanager
+def open_model(
+    path: str | Path, device: str, *, threads: int, batch_size: int, timed: bool = False
+) -> Iterator[OpenModel]:
+    """Load a model that a rule of this workflow made, with ``threads`` threads and for calls of ``batch_size`` images.
+
+    ``timed`` gives a process of the model's own the allocator that timings have; whoever times in this one calls
+    `dinoquant.runtimes.allocator.keep_freed_memory` before PyTorch is imported. Raises UserError for what is no such
+    file, and where the runtime is missing.
+    """
+    card = read_card(Path(path))
+    if card["runtime"] == TORCHSCRIPT:
+        yield LocalModel(Path(path), card, device, threads)
+    else:
+        with RemoteModel(path, batch_size=batch_size, threads=threads, timed=timed) as model:
+            yield model
