@@ -59,19 +59,19 @@ def compile_package(network: nn.Module, target: Path, recipe: str, image_size: i
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of PyTorch about its own insides
         if recipe == "int8-pt2e":
-            program = _export(_quantize(network, example, images), example)
+            program = export_graph(quantize(network, example, images), example)
         else:
-            program = _export(cast.quantize(network, {"recipe": recipe}, None).module, example)
+            program = export_graph(cast.quantize(network, {"recipe": recipe}, None).module, example)
         torch._inductor.aoti_compile_and_package(program, package_path=str(target), inductor_configs=OPTIONS)
 
 
-def _export(network: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
+def export_graph(network: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
     """Return the graph for any batch size; exported with one of 2, as 1 would become a constant."""
     batch = torch.export.Dim("batch", min=1, max=MAX_BATCH)
     return torch.export.export(network, (example,), dynamic_shapes=({0: batch},))
 
 
-def _quantize(network: nn.Module, example: Tensor, images: Array | None) -> nn.Module:
+def quantize(network: nn.Module, example: Tensor, images: Array | None) -> nn.Module:
     """Quantize as torchao's tutorial for x86 does: static int8, activations per tensor, weights per channel
     (https://docs.pytorch.org/ao/stable/tutorials_source/pt2e_quant_x86_inductor.html).
     """
@@ -82,7 +82,7 @@ def _quantize(network: nn.Module, example: Tensor, images: Array | None) -> nn.M
         raise UserError("int8-pt2e needs calibration images: set dataset.calibration_images to 1 or more.")
     quantizer = x86.X86InductorQuantizer()
     quantizer.set_global(x86.get_default_x86_inductor_quantization_config())
-    observed = prepare_pt2e(_export(network, example).module(), quantizer)
+    observed = prepare_pt2e(export_graph(network, example).module(), quantizer)
     for image in torch.from_numpy(images):
         observed(image[None])
     quantized: nn.Module = convert_pt2e(observed)
