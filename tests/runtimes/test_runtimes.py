@@ -225,7 +225,10 @@ def test_inductor_int8_takes_any_batch_size() -> None:
 
 
 @needs_compiler
-def test_inductor_compiles_a_package_for_any_batch_size(tmp_path: Path) -> None:
+def test_inductor_compiles_a_package_for_any_batch_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Compiling PyTorch's headers once more, to be quicker with later packages, is most of the time of a single one.
+    quick = {"aot_inductor.precompile_headers": False, "aot_inductor.compile_wrapper_opt_level": "O0"}
+    monkeypatch.setattr(inductor, "OPTIONS", inductor.OPTIONS | quick)
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 4 * 4, 16)).eval()
     images = torch.randn(4, 3, 4, 4, generator=torch.Generator().manual_seed(2))
     path = tmp_path / "model.pt2"
