@@ -446,10 +446,14 @@ def _dataset(source: str, substitute: bool) -> dict[str, Any]:
     return {
         "source": source,
         "substitute": "generated data set" if substitute else None,
+        "layout": "200 classes, from wnids.txt and train/; queries from val/, labelled by val_annotations.txt",
         "classes": 200,
+        "unlabelled": None,
         "splits": {"bank": 10_000, "query": 2_000, "calibration": 64},
         "height": 64,
         "width": 64,
+        "resized": False,
+        "notes": ["left out: 2 hidden or system files, such as train/.DS_Store"],
         "skipped": [{"member": "train/n01443537/images/n01443537_7.JPEG", "error": "image file is truncated"}],
     }
 

@@ -22,9 +22,10 @@ from tqdm import tqdm
 
 from dinoquant import machine
 from dinoquant.config import complete
-from dinoquant.data.archive import open_archive, select
+from dinoquant.data.layout import open_dataset
 from dinoquant.data.pack import pack
 from dinoquant.data.preprocess import calibration_images
+from dinoquant.data.selection import select
 from dinoquant.judge import fidelity
 from dinoquant.judge.features import extract
 from dinoquant.measure.intervals import interval, median
@@ -149,9 +150,9 @@ def trust(data: Path, folder: Path, options: argparse.Namespace) -> None:
     network = architecture.build(architecture)
     checkpoint.fit(network, checkpoint.load_state_dict(data / f"{architecture}.imagenet1k.pth"))
     info = architecture.info(network, architecture, "imagenet", substitute=None, dropped=[])
-    with open_archive(data / "tiny-imagenet-200.subset.zip") as archive:
+    with open_dataset(data / "tiny-imagenet-200.subset.zip") as dataset:
         manifest = pd.DataFrame(
-            pack(archive, select(archive, 1, COSINE_IMAGES, CALIBRATION_IMAGES, 0), folder / "images.npy", "error").rows
+            pack(dataset, select(dataset, 1, COSINE_IMAGES, CALIBRATION_IMAGES, 0), folder / "images.npy", "error").rows
         )
     manifest.to_csv(folder / "manifest.csv", index=False)
     calibration = calibration_images(folder / "images.npy", folder / "manifest.csv", info)

@@ -6,10 +6,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from dinoquant.data.archive import Archive, CorruptImage, Selection, open_archive, select
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dinoquant.data.archive import Archive, CorruptImage, Selection, open_archive, select
 from dinoquant.errors import UserError
 
 TRAIN = {"n2": 6, "n1": 4, "n3": 5}

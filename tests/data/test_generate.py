@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from dinoquant.data.archive import open_archive, select
 from PIL import Image
 
-from dinoquant.data.archive import open_archive, select
 from dinoquant.data.generate import generate
 from dinoquant.data.pack import pack
 

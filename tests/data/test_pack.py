@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from dinoquant.data.archive import CorruptImage, open_archive, select
 from PIL import Image
 
-from dinoquant.data.archive import CorruptImage, open_archive, select
 from dinoquant.data.generate import generate
 from dinoquant.data.pack import OversizedImage, Packed, decode, describe, pack, write_manifest
 from dinoquant.errors import UserError

@@ -7,9 +7,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from cases import Case
+from dinoquant.data.archive import open_archive, select
 from PIL import Image
 
-from dinoquant.data.archive import open_archive, select
 from dinoquant.data.generate import TOP, generate
 from dinoquant.data.pack import pack
 from samples import encoded, header_only

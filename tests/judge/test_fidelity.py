@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dinoquant.data.manifest import read_split, read_wnids, spread
+from dinoquant.data.manifest import evenly_spaced, read_split, read_wnids
 from dinoquant.errors import UserError
 from dinoquant.judge.fidelity import cosine, evaluate
 
@@ -132,10 +132,10 @@ def test_a_split_is_read_in_manifest_order(tmp_path: Path) -> None:
 
 
 def test_images_are_spread_over_the_split() -> None:
-    assert spread(10, 5).tolist() == [0, 2, 4, 6, 8]
-    assert spread(7, 3).tolist() == [0, 2, 4]
-    assert spread(3, 64).tolist() == [0, 1, 2]
-    assert spread(2000, 1).tolist() == [0]
+    assert evenly_spaced(10, 5).tolist() == [0, 2, 4, 6, 8]
+    assert evenly_spaced(7, 3).tolist() == [0, 2, 4]
+    assert evenly_spaced(3, 64).tolist() == [0, 1, 2]
+    assert evenly_spaced(2000, 1).tolist() == [0]
 
 
 RUN_SCRIPT = """

@@ -1,6 +1,13 @@
-"""Get the data set's archive, check it, and pack the images that the run uses."""
+"""Get the data set, check it, and pack the images that the run uses."""
+
+from dinoquant.data import folder as folders
 
 ARCHIVE = place("dataset", "source", "resources/datasets", "generated")
+# The time of a folder says nothing of the files in it: what they are is a parameter of the rule that checks them.
+FOLDER = ARCHIVE if ARCHIVE and Path(ARCHIVE).is_dir() else None
+RECEIPT, LISTING = "results/data/archive.json", "results/data/listing.json"
+# Images that are not small are packed in the size that the model sees; the generated ones have 64 pixels.
+IMAGE_SIZE = 224 if config["dataset"]["source"] == "generated" else config["model"]["image_size"]
 
 
 if ARCHIVE is None:
@@ -35,34 +42,40 @@ elif is_url(config["dataset"]["source"]):
             "../../envs/pipeline.yaml"
         params:
             url=config["dataset"]["source"],
-            checksum=untracked_checksum("dataset", config["dataset"]["source"], "results/data/archive.json"),
+            checksum=untracked_checksum("dataset", config["dataset"]["source"], RECEIPT),
         script:
             "../scripts/download.py"
 
 
 rule verify_dataset:
     input:
-        file=ARCHIVE,
+        file=[] if FOLDER else ARCHIVE,
         code=code("verify"),
         lock=LOCK,
     output:
-        receipt="results/data/archive.json",
+        **({"listing": LISTING} if FOLDER else {}),
+        receipt=RECEIPT,
     log:
         "logs/verify_dataset.log",
     localrule: True
     conda:
         "../../envs/pipeline.yaml"
     params:
-        config={"source": config["dataset"]["source"], "key": "dataset"},
-        checksum=untracked_checksum("dataset", config["dataset"]["source"], "results/data/archive.json"),
+        config=lambda wildcards: tidy(
+            {"source": config["dataset"]["source"], "key": "dataset"}
+            | ({"folder": FOLDER, "state": folders.state(FOLDER, LISTING, RECEIPT)} if FOLDER else {})
+        ),
+        checksum=untracked_checksum("dataset", config["dataset"]["source"], RECEIPT),
     script:
         "../scripts/verify.py"
 
 
 rule pack_images:
     input:
-        archive=ARCHIVE,
-        receipt="results/data/archive.json",
+        # What the model's image_size is without the config's follows from the architecture, a parameter.
+        **({} if IMAGE_SIZE else {"info": ancient("results/models/fp32/info.json")}),
+        archive=[] if FOLDER else ARCHIVE,
+        receipt=RECEIPT,
         code=code("pack_images"),
         lock=LOCK,
     output:
@@ -86,6 +99,9 @@ rule pack_images:
             }
             | {
                 "seed": config["seed"],
+                "model": (
+                    {"image_size": IMAGE_SIZE} if IMAGE_SIZE else {"architecture": config["model"]["architecture"]}
+                ),
                 "substitute": ("generated data set" if config["dataset"]["source"] == "generated" else None),
             }
         ),

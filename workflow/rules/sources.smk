@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from urllib.parse import urlparse
+from urllib.parse import unquote, urlparse
 
 # What stands in for real images and trained weights; whatever shows an accuracy says so.
 SUBSTITUTES = ["generated data set"] * (config["dataset"]["source"] == "generated")
@@ -11,24 +11,33 @@ SUBSTITUTES += ["seeded weights"] * (config["model"]["checkpoint"] == "seeded")
 
 
 def is_url(source):
-    return "://" in source
+    return "://" in source and not source.startswith("file://")
+
+
+def local_path(source):
+    """Return the path of a source that is no URL of a server; `~` and file:// are understood."""
+    if source.startswith("file://"):
+        source = unquote(urlparse(source).path)
+    return os.path.expanduser(source)
 
 
 def place(section, key, folder, substitute):
-    """Return where the file of a source lies: downloads and generated files in `folder`, a local file where it is."""
+    """Return where the file of a source lies: downloads and generated files in `folder`, what is local where it is."""
     source = config[section][key]
     if source == substitute:
         return None
     if not is_url(source):
+        source = local_path(source)
         if unsafe := sorted(set(re.findall(r"[$`\\{}\x00-\x1f]", source))):
             raise WorkflowError(
                 f"{section}.{key}: {source!r} has {' '.join(map(repr, unsafe))} in its name, which means something else to "
                 "Snakemake or to a shell on the way to a cluster's node. Rename the file, or link to it by another name."
             )
-        if not Path(source).is_file():
+        folder_too = section == "dataset"
+        if not (Path(source).is_file() or folder_too and Path(source).is_dir()):
             raise WorkflowError(
-                f"{section}.{key}: there is no file {source}. Expected an http(s) URL, the path of an existing file "
-                f"(relative to {os.getcwd()}), or `{substitute}`."
+                f"{section}.{key}: there is no file {'or folder ' * folder_too}{source}. Expected an http(s) URL, the path "
+                f"of an existing file {'or folder ' * folder_too}(relative to {os.getcwd()}), or `{substitute}`."
             )
         return source
     url = urlparse(source)
@@ -48,8 +57,9 @@ def untracked_checksum(section, source, receipt):
     if checksum and used.get("source") == source:
         kind, digest = checksum.split(":")
         if used[kind] != digest:
+            advice = f", or delete {used['file']} to get it again" if is_url(source) else ""
             raise WorkflowError(
                 f"{section}.checksum: expected {checksum}, but {used['file']}, which is in use, has {kind}:{used[kind]}. "
-                f"Correct the checksum, or delete {used['file']} to get it again."
+                f"Correct the checksum{advice}."
             )
     return lambda wildcards, output: checksum

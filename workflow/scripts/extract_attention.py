@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from dinoquant.data.manifest import read_split, spread
+from dinoquant.data.manifest import evenly_spaced, read_split
 from dinoquant.files import atomic, read_json
 from dinoquant.job import job, log, span
 from dinoquant.machine import compute_threads, require_device
@@ -25,7 +25,7 @@ if __name__ == "__main__":
         info = read_json(snakemake.input.info)
         images = np.load(snakemake.input.images, mmap_mode="r")
         queries, _ = read_split(snakemake.input.manifest, "query")
-        chosen = queries[spread(len(queries), config["images"])]
+        chosen = queries[evenly_spaced(len(queries), config["images"])]
         arrays = {"images": central_square(images[chosen])}
         with span("extract"):
             model = load(snakemake.input.model, config["device"])

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from dinoquant.data.manifest import read_split, spread
+from dinoquant.data.manifest import evenly_spaced, read_split
 from dinoquant.files import read_json, write_rows
 from dinoquant.job import job, span
 from dinoquant.machine import compute_threads
@@ -25,7 +25,7 @@ if __name__ == "__main__":
         info = read_json(inputs.info)
         pixels = np.load(inputs.images, mmap_mode="r")
         indices, labels = read_split(inputs.manifest, "query")
-        taken = spread(len(indices), config["images"])
+        taken = evenly_spaced(len(indices), config["images"])
         queries, calibration = (
             preprocess(torch.from_numpy(pixels[places]), info["image_size"], info["mean"], info["std"])
             for places in (indices[taken], read_split(inputs.manifest, "calibration")[0])

@@ -1,9 +1,11 @@
-"""Select bank, queries and calibration images from the archive, decode them once, and pack them."""
+"""Select bank, queries and calibration images from the data set, decode them once, and pack them."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dinoquant.data.archive import open_archive, select
+from dinoquant.data.layout import open_dataset
 from dinoquant.data.pack import describe, pack, write_manifest
+from dinoquant.data.selection import select
 from dinoquant.files import read_json, write_json
 from dinoquant.job import job, span
 
@@ -12,12 +14,14 @@ if TYPE_CHECKING:
 
 if __name__ == "__main__":
     with job(snakemake):
-        config = snakemake.params.config
-        source = read_json(snakemake.input.receipt)["source"]
-        with span("pack"), open_archive(snakemake.input.archive) as archive:
+        config, images = snakemake.params.config, Path(snakemake.output.images)
+        receipt = read_json(snakemake.input.receipt)
+        # That of the config, else of the model; the generated images are small, and packed as they are.
+        size = config["model"].get("image_size") or read_json(snakemake.input.info)["image_size"]
+        with span("pack"), open_dataset(receipt["file"], scratch=images.parent) as dataset:
             selection = select(
-                archive, config["bank_per_class"], config["queries"], config["calibration_images"], config["seed"]
+                dataset, config["bank_per_class"], config["queries"], config["calibration_images"], config["seed"]
             )
-            packed = pack(archive, selection, snakemake.output.images, config["on_corrupt"])
+            packed = pack(dataset, selection, images, config["on_corrupt"], size)
             write_manifest(packed, snakemake.output.manifest)
-            write_json(snakemake.output.dataset, describe(packed, archive, source, config["substitute"]))
+            write_json(snakemake.output.dataset, describe(packed, dataset, receipt["source"], config["substitute"]))

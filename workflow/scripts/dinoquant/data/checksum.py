@@ -1,17 +1,18 @@
-"""Which bytes a source must have, and the receipt that says which bytes were found."""
+"""Which bytes a source must have, and the receipt that says which bytes it has."""
 
 import hashlib
 import logging
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypedDict
 
 from tqdm import tqdm
 
+from dinoquant.data import folder
+from dinoquant.data.folder import CHUNK, Digests
 from dinoquant.errors import UserError
 
 log = logging.getLogger(__name__)
-
-CHUNK = 1 << 20
 
 
 class Expected(NamedTuple):
@@ -19,14 +20,6 @@ class Expected(NamedTuple):
 
     checksum: str | None
     bytes: int | None
-
-
-class Digests(NamedTuple):
-    """What a file is."""
-
-    bytes: int
-    md5: str
-    sha256: str
 
 
 class Receipt(TypedDict):
@@ -54,10 +47,12 @@ def expectation(source: str, checksum: str | None) -> Expected:
 
 
 def digest(path: str | Path) -> Digests:
-    """Return size (bytes), MD5 and SHA-256 of a file, read once."""
+    """Return size (bytes), MD5 and SHA-256 of a file, or of a folder as `folder.digests` does, read once."""
+    path = Path(path)
+    if path.is_dir():
+        return folder.digests(path, partial(tqdm, desc="checksum", unit="file", disable=None))
     md5 = hashlib.md5(usedforsecurity=False)
     sha256 = hashlib.sha256()
-    path = Path(path)
     size = path.stat().st_size
     with path.open("rb") as stream, tqdm(total=size, unit="B", unit_scale=True, desc="checksum", disable=None) as bar:
         while chunk := stream.read(CHUNK):
@@ -67,16 +62,16 @@ def digest(path: str | Path) -> Digests:
     return Digests(size, md5.hexdigest(), sha256.hexdigest())
 
 
-def mismatch(found: Digests, expected: Expected) -> str | None:
-    """Return how ``found`` differs from ``expected``, in words; None where it does not."""
+def mismatch(actual: Digests, expected: Expected) -> str | None:
+    """Return how ``actual`` differs from ``expected``, in words; None where it does not."""
     if expected.checksum is not None:
         algorithm = expected.checksum.partition(":")[0]
-        checksum = f"{algorithm}:{found.md5 if algorithm == 'md5' else found.sha256}"
+        checksum = f"{algorithm}:{actual.md5 if algorithm == 'md5' else actual.sha256}"
         if checksum != expected.checksum:
             size = "" if expected.bytes is None else f" ({expected.bytes:,} bytes)"
-            return f"found {checksum} ({found.bytes:,} bytes), expected {expected.checksum}{size}"
-    if expected.bytes not in (None, found.bytes):
-        return f"found {found.bytes:,} bytes, expected {expected.bytes:,}"
+            return f"found {checksum} ({actual.bytes:,} bytes), expected {expected.checksum}{size}"
+    if expected.bytes not in (None, actual.bytes):
+        return f"found {actual.bytes:,} bytes, expected {expected.bytes:,}"
     return None
 
 
@@ -84,7 +79,7 @@ def verify(path: str | Path, source: str, checksum: str | None, key: str) -> Rec
     """Check the file at ``path``, however it came there, and return its receipt.
 
     Args:
-        path: the file that was downloaded, generated or placed by hand.
+        path: the file that was downloaded, generated or placed by hand, or a folder of images.
         source: where it is said to come from, as the config says it.
         checksum: ``md5:HEX`` or ``sha256:HEX`` from the config; None: only known sources are checked.
         key: the section of the config that names it, ``dataset`` or ``model``, for messages.
@@ -93,21 +88,24 @@ def verify(path: str | Path, source: str, checksum: str | None, key: str) -> Rec
         UserError: the file is not what was expected.
     """
     expected = expectation(source, checksum)
-    found = digest(path)
-    if difference := mismatch(found, expected):
+    actual = digest(path)
+    if difference := mismatch(actual, expected):
+        advice = (
+            "Delete it and run again" if source.startswith(("http://", "https://")) else f"Point {key} to the right one"
+        )
         raise UserError(
-            f"{path} is not the expected file of {source}: {difference}.\n"
-            f"Delete it and run again; or, if this file is the right one, correct {key}.checksum."
+            f"{path} is not what was expected of {source}: {difference}.\n"
+            f"{advice}; or, if this is the right one, correct {key}.checksum."
         )
     if expected.checksum is None and source != "generated":
         log.info(
-            "no checksum known for %s: it is sha256:%s; put that into %s.checksum to pin it", source, found.sha256, key
+            "no checksum known for %s: it is sha256:%s; put that into %s.checksum to pin it", source, actual.sha256, key
         )
     return Receipt(
         source=source,
         file=str(path),
-        bytes=found.bytes,
-        md5=found.md5,
-        sha256=found.sha256,
+        bytes=actual.bytes,
+        md5=actual.md5,
+        sha256=actual.sha256,
         checked_against=expected.checksum,
     )

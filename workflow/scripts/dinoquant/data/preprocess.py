@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from dinoquant.data.crop import margin, resized, shorter_side
 from dinoquant.data.manifest import read_split
 
 
@@ -31,15 +32,14 @@ def preprocess(images: torch.Tensor, image_size: int, mean: Sequence[float], std
         float32 ``[B, 3, S, S]``, contiguous.
     """
     height, width = images.shape[-2:]
-    short = round(image_size * 256 / 224)
-    size = [short, int(short * width / height)] if height <= width else [int(short * height / width), short]
+    size = resized(height, width, shorter_side(image_size))
     if images.device.type == "cpu":
-        resized = functional.interpolate(images, size, mode="bicubic", antialias=True)
+        pixels = functional.interpolate(images, size, mode="bicubic", antialias=True)
     else:  # where PyTorch resizes floats only
         floats = functional.interpolate(images.float(), size, mode="bicubic", antialias=True)
-        resized = floats.clamp_(0, 255).round_()
-    top, left = (round((side - image_size) / 2) for side in size)
-    cropped = resized[..., top : top + image_size, left : left + image_size]
+        pixels = floats.clamp_(0, 255).round_()
+    top, left = (margin(side, image_size) for side in size)
+    cropped = pixels[..., top : top + image_size, left : left + image_size]
     scaled = cropped.float().mul_(1 / 255)
     mean_, std_ = (torch.tensor(values, device=images.device)[:, None, None] for values in (mean, std))
     return scaled.sub_(mean_).div_(std_).contiguous()

@@ -6,6 +6,7 @@ from typing import TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
+from dinoquant.data.manifest import UNLABELLED
 from dinoquant.errors import UserError
 from dinoquant.judge.knn import predict
 from dinoquant.judge.paired import compare_paired, mean, percentage
@@ -37,11 +38,27 @@ class ClassAccuracy(TypedDict):
     drop_ci_high: float
 
 
-class Accuracy(TypedDict):
-    """The accuracy of a variant and its fidelity to fp32: percentages, drops in percentage points, and cosines."""
+class Fidelity(TypedDict):
+    """The cosines of a variant's features to fp32's, and how many images they are from."""
 
     bank: int
     queries: int
+    cosine_mean: float
+    cosine_mean_ci_low: float
+    cosine_mean_ci_high: float
+    cosine_p5: float
+    per_class: list[ClassAccuracy]
+
+
+class UnlabelledFidelity(Fidelity):
+    """What remains where images have no labels."""
+
+    accuracy_reason: str
+
+
+class Accuracy(Fidelity):
+    """The accuracy of a variant and its fidelity to fp32: percentages, drops in percentage points, and cosines."""
+
     k: int
     temperature: float
     knn_top1: float
@@ -56,24 +73,19 @@ class Accuracy(TypedDict):
     mcnemar_p: float
     mcnemar_lost: int
     mcnemar_gained: int
-    cosine_mean: float
-    cosine_mean_ci_low: float
-    cosine_mean_ci_high: float
-    cosine_p5: float
     knn_agreement: float
     knn_agreement_ci_low: float
     knn_agreement_ci_high: float
-    per_class: list[ClassAccuracy]
 
 
 def evaluate(
     variant: Features, fp32: Features, labels: Labels, wnids: Mapping[int, str], config: AccuracyConfig
-) -> Accuracy:
+) -> Accuracy | UnlabelledFidelity:
     """Return the accuracy of ``variant`` and its fidelity to ``fp32`` on the same images, ready for JSON.
 
     Percentages have Wilson intervals, the mean cosine a percentile bootstrap interval over the queries. Predictions are
     compared in pairs, because both models err on largely the same queries: see `compare_paired`. ``per_class`` has an
-    entry for every class with a query, the one that loses most first.
+    entry for every class with a query, the one that loses most first. Without a labelled bank only fidelity is known.
 
     Args:
         variant: ``bank`` ``[Nb, D]`` and ``query`` ``[Nq, D]``.
@@ -89,20 +101,30 @@ def evaluate(
         raise UserError(
             f"dataset.queries gives {queries} query image: intervals need 2 or more. Raise dataset.queries."
         )
+    cosines = cosine(variant["query"], fp32["query"])
+    mean_cosine = mean(cosines, config["confidence"], config["resamples"], config["seed"])
+    fidelity: Fidelity = {
+        "bank": len(labels["bank"]),
+        "queries": queries,
+        "cosine_mean": mean_cosine.value,
+        "cosine_mean_ci_low": mean_cosine.low,
+        "cosine_mean_ci_high": mean_cosine.high,
+        "cosine_p5": float(np.percentile(cosines, 5)),
+        "per_class": [],
+    }
+    if not len(labels["bank"]):
+        return {**fidelity, "accuracy_reason": UNLABELLED}
     predicted, reference = (_predict(features, labels, config) for features in (variant, fp32))
     truth, confidence = labels["query"], config["confidence"]
     correct, reference_correct = predicted[:, 0] == truth, reference[:, 0] == truth
-    cosines = cosine(variant["query"], fp32["query"])
     same = all(np.array_equal(variant[split], fp32[split]) for split in ("bank", "query"))
     top1, top5, agreement = (
         percentage(hits, confidence)
         for hits in (correct, (predicted == truth[:, None]).any(axis=1), predicted[:, 0] == reference[:, 0])
     )
     comparison = compare_paired(correct, reference_correct, confidence, same=same)
-    mean_cosine = mean(cosines, confidence, config["resamples"], config["seed"])
     return {
-        "bank": len(labels["bank"]),
-        "queries": queries,
+        **fidelity,
         "k": config["k"],
         "temperature": config["temperature"],
         "knn_top1": top1.value,
@@ -117,10 +139,6 @@ def evaluate(
         "mcnemar_p": comparison.p,
         "mcnemar_lost": comparison.lost,
         "mcnemar_gained": comparison.gained,
-        "cosine_mean": mean_cosine.value,
-        "cosine_mean_ci_low": mean_cosine.low,
-        "cosine_mean_ci_high": mean_cosine.high,
-        "cosine_p5": float(np.percentile(cosines, 5)),
         "knn_agreement": agreement.value,
         "knn_agreement_ci_low": agreement.low,
         "knn_agreement_ci_high": agreement.high,

@@ -11,6 +11,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
+from dinoquant.data.manifest import UNLABELLED
 from dinoquant.errors import UserError
 from dinoquant.judge.knn import normalise
 from dinoquant.judge.paired import compare_paired, percentage
@@ -90,11 +91,15 @@ def train(bank: NDArray[np.float32], labels: NDArray[np.int64], query: NDArray[n
 def evaluate(features: Features, labels: Labels, fp32: NDArray[np.int64] | None, config: ProbeConfig) -> ProbeAccuracy:
     """Return the accuracy of a probe trained on a variant's bank, and what it loses against fp32's, ready for JSON.
 
+    Without a labelled bank there is only ``accuracy_reason``.
+
     Args:
         features: ``bank`` ``[Nb, D]`` and ``query`` ``[Nq, D]``.
         labels: of both.
         fp32: the predictions of fp32's probe for the same queries; None for fp32 itself.
     """
+    if not len(labels["bank"]):
+        return {"C": config["C"], "accuracy_reason": UNLABELLED, "predictions": []}
     probe = train(features["bank"], labels["bank"], features["query"], config["C"])
     reference = probe.predictions if fp32 is None else fp32
     correct, reference_correct = probe.predictions == labels["query"], reference == labels["query"]

@@ -131,7 +131,8 @@ def rows(
 ) -> Iterator[dict[str, Any]]:
     """Yield a row for each unit and precision, modules first.
 
-    Drop and agreement compare with the float32 model's predictions for the same images: points and percent.
+    Drop and agreement compare with the float32 model's predictions for the same images: points and percent; empty where
+    no bank has labels.
 
     :param features: of `changed_features`.
     :param labels: of the images ``[N]``.
@@ -142,18 +143,23 @@ def rows(
     """
     bank_features, bank_labels = bank
     arrays = {change: tensor.numpy() for change, tensor in features.items()}
-    classes = int(max(bank_labels.max(), labels.max())) + 1
+    classes = int(max(bank_labels.max(initial=-1), labels.max())) + 1
 
     def classify(change: Change) -> NDArray[np.int64]:
         knn = {"classes": classes, "k": config["k"], "temperature": config["temperature"]}
         return predict(bank_features, bank_labels, arrays[change], **knn)[:, 0]
 
-    reference = classify(UNCHANGED)
+    reference = classify(UNCHANGED) if len(bank_labels) else None
     for unit in listed:
         for precision in MEASURED:
             change = (unit.module, precision)
-            cosines, predicted = cosine(arrays[change], arrays[UNCHANGED]), classify(change)
-            lost = int((reference == labels).sum()) - int((predicted == labels).sum())
+            cosines = cosine(arrays[change], arrays[UNCHANGED])
+            drop: float | str = ""
+            agreement: float | str = ""
+            if reference is not None:
+                predicted = classify(change)
+                drop = 100 * (int((reference == labels).sum()) - int((predicted == labels).sum())) / len(labels)
+                agreement = 100 * float((predicted == reference).mean())
             yield {
                 "module": unit.module,
                 "kind": unit.kind,
@@ -162,8 +168,8 @@ def rows(
                 "images": len(labels),
                 "cosine_mean": float(cosines.mean()),
                 "cosine_p5": float(np.percentile(cosines, 5)),
-                "knn_top1_drop": 100 * lost / len(labels),
-                "knn_agreement": 100 * float((predicted == reference).mean()),
+                "knn_top1_drop": drop,
+                "knn_agreement": agreement,
                 "macs": unit.macs,
                 "parameters": unit.parameters,
             }

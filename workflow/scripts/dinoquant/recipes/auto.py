@@ -140,7 +140,10 @@ def loses(row: Mapping[str, str], knn_drop: float) -> bool:
 
     Of so few images a single one is worth more points than the budget. Had each changed prediction been as likely a
     gain as a loss, their balance would have the root of their number as its standard deviation (McNemar's test).
+    Images without labels show no loss.
     """
+    if not row["knn_agreement"]:
+        return False
     images = int(row["images"])
     changed = (1 - float(row["knn_agreement"]) / 100) * images
     beyond = (float(row["knn_top1_drop"]) - knn_drop) / 100 * images

@@ -160,6 +160,8 @@ COLUMNS = [
            "Top-1 of a linear probe."),
     Column("probe_top1_drop", Source.PROBE, "probe top-1 lost", "points", ".2f", "lower",
            "fp32's minus the variant's, in percentage points.", interval=True),
+    Column("accuracy_reason", Source.ACCURACY, "", "", "s", "",
+           "Why k-NN and the probe have no numbers."),
     Column("quantized_modules", Source.AUDIT, "modules converted", "", "s", "",
            "Modules whose weights are no longer fp32."),
     Column("quantizable_modules", Source.AUDIT, "of", "", "s", "",

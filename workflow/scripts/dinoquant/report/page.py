@@ -91,7 +91,7 @@ def render_report(
         "floors": [row for row in rows if row["variant"] == BASELINE and row["noise_floor"]],
         "no_energy": sorted({(row["device"], row["energy_reason"]) for row in rows if row["energy_reason"]}),
         "audits": sorted(map(_audit, map(Path, audits)), key=lambda audit: variants.index(audit["variant"])),
-        "classes": [_classes(record) for record in accuracies if record["variant"] != BASELINE],
+        "classes": [_classes(record) for record in accuracies if record["variant"] != BASELINE and record["per_class"]],
         "machines": machines(timings),
         "timed": _period(timings),
         "receipts": {

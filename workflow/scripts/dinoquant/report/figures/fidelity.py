@@ -1,5 +1,7 @@
 """Figure: how close every variant's features and k-NN predictions are to fp32's."""
 
+import math
+
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
@@ -40,12 +42,15 @@ def draw(table: pd.DataFrame, style: Style) -> Figure:
         ax.set_title(title)
         ax.set_xlabel(unit)
         for y, variant in enumerate(variants):
-            if variant in rows:
+            if variant in rows and not math.isnan(rows[variant][column]):
                 _mark(ax, y, rows[variant], column, style)
                 _print(ax, y, form.format(rows[variant][column]))
     for y, variant in enumerate(variants):
         if variant not in rows:
             empty_row(panels[0], y, "not measured")
+    if all(math.isnan(row["knn_top1"]) for row in rows.values()):
+        for ax in panels[1:]:
+            empty_row(ax, 0, "no labels")
     return finish(
         figure,
         style.accuracy_title("Fidelity to fp32"),
@@ -81,4 +86,5 @@ def _print(ax: Axes, y: int, text: str) -> None:
 
 
 def _baseline(rows: Rows) -> str:
-    return f", whose k-NN top-1 is {rows[BASELINE]['knn_top1']:.2f} %" if BASELINE in rows else ""
+    known = BASELINE in rows and not math.isnan(rows[BASELINE]["knn_top1"])
+    return f", whose k-NN top-1 is {rows[BASELINE]['knn_top1']:.2f} %" if known else ""
