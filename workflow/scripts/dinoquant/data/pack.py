@@ -1,7 +1,6 @@
 """Decode the selected images once and pack them into one array with its manifest."""
 
 import copy
-import csv
 import logging
 import struct
 import warnings
@@ -22,7 +21,7 @@ from dinoquant.data.layout import Dataset
 from dinoquant.data.manifest import COLUMNS, NO_LABEL, UNLABELLED, Row
 from dinoquant.data.selection import Item, Selection, Split
 from dinoquant.errors import UserError
-from dinoquant.files import atomic
+from dinoquant.files import atomic, write_rows
 
 log = logging.getLogger(__name__)
 
@@ -193,10 +192,7 @@ def _write(stream: BinaryIO, dataset: Dataset, selection: Selection, image_size:
 
 def write_manifest(packed: Packed, path: str | Path) -> None:
     """Write a row per packed image: its index in the array, split, class, name in the source and PIL mode there."""
-    with atomic(path) as partial, partial.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(packed.rows)
+    write_rows(path, COLUMNS, packed.rows)
 
 
 def describe(packed: Packed, dataset: Dataset, source: str, substitute: str | None) -> Description:
