@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dinoquant.data.archive import open_archive, select
 from PIL import Image
 
 from dinoquant.data.generate import generate
+from dinoquant.data.layout import open_dataset
 from dinoquant.data.pack import pack
+from dinoquant.data.selection import select
 
 CLASSES = 6
 TRAIN = 15
@@ -68,8 +69,8 @@ def test_members(path: Path) -> None:
 
 def test_greyscale_images_are_among_those_that_are_packed(tmp_path: Path) -> None:
     generate(tmp_path / "x.zip", 2, 12, 2, seed=0)
-    with open_archive(tmp_path / "x.zip") as archive:
-        packed = pack(archive, select(archive, 12, 4, 0, seed=0), tmp_path / "x.npy", "error")
+    with open_dataset(tmp_path / "x.zip") as dataset:
+        packed = pack(dataset, select(dataset, 12, 4, 0, seed=0), tmp_path / "x.npy", "error")
     assert {row["mode"] for row in packed.rows} == {"L", "RGB"}
 
 
@@ -92,8 +93,8 @@ def test_no_image_occurs_twice(path: Path) -> None:
 def test_classes_can_be_told_apart_but_not_always(tmp_path: Path) -> None:
     """Nearest neighbour on a 4 x 4 thumbnail: above chance, below certainty."""
     generate(tmp_path / "x.zip", 20, 40, 10, seed=0)
-    with open_archive(tmp_path / "x.zip") as archive:
-        packed = pack(archive, select(archive, 40, 200, 0, seed=0), tmp_path / "x.npy", "error")
+    with open_dataset(tmp_path / "x.zip") as dataset:
+        packed = pack(dataset, select(dataset, 40, 200, 0, seed=0), tmp_path / "x.npy", "error")
     thumbnails = np.load(tmp_path / "x.npy").reshape(-1, 3, 4, 16, 4, 16).mean((3, 5)).reshape(1000, -1)
     labels = np.array([row["label"] for row in packed.rows])
     bank, queries = thumbnails[:800], thumbnails[800:]

@@ -7,11 +7,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from cases import Case
-from dinoquant.data.archive import open_archive, select
 from PIL import Image
 
 from dinoquant.data.generate import TOP, generate
+from dinoquant.data.layout import open_dataset
 from dinoquant.data.pack import pack
+from dinoquant.data.selection import select
 from samples import encoded, header_only
 
 IMAGE = f"{TOP}train/n90000001/images/n90000001_3.JPEG"
@@ -45,8 +46,8 @@ def use(folder: Path, make: Callable[[Path], None], on_corrupt: str = "error", b
     """Make an archive and pack all of its images, as the workflow would."""
     path = Path("archive.zip")
     make(folder / path)
-    with open_archive(path) as archive:
-        packed = pack(archive, select(archive, bank, 12, 0, seed=0), "images.npy", on_corrupt)
+    with open_dataset(path) as dataset:
+        packed = pack(dataset, select(dataset, bank, 12, 0, seed=0), "images.npy", on_corrupt)
     modes = ", ".join(sorted({row["mode"] for row in packed.rows}))
     return f"accepted: {len(packed.rows)} images ({modes}) became RGB"
 

@@ -192,6 +192,10 @@ def _tar(path: Path, plain: IO[bytes]) -> Iterator[Tar]:
     try:
         with tarfile.open(fileobj=plain, mode="r:") as file:
             tar = Tar(file)
+            # `tarfile` takes any damage behind the first member for the end, which is a block of zeros.
+            plain.seek(file.offset)
+            if plain.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise _incomplete(path, "tar", "its end is missing")
             yield tar
     except tarfile.TarError as error:
         raise _incomplete(path, "tar", str(error)) from error

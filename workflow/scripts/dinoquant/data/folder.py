@@ -36,7 +36,8 @@ def is_system_file(name: str) -> bool:
 
 def files(folder: str | Path) -> Iterator[File]:
     """Yield every regular file below ``folder`` in the order of names, through links; a dangling link has no size."""
-    return _files(Path(folder), "", ())
+    status = Path(folder).stat()
+    return _files(Path(folder), "", ((status.st_dev, status.st_ino),))
 
 
 def _files(folder: Path, prefix: str, parents: tuple[tuple[int, int], ...]) -> Iterator[File]:

@@ -27,11 +27,13 @@ log = logging.getLogger(__name__)
 
 # Pillow's own limit against decompression bombs, at which it only warns: 89 million, 360 MB of memory.
 MAX_PIXELS = Image.MAX_IMAGE_PIXELS or 0
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 # Modes with 8 bits per channel or fewer; `convert` would clip the others.
 MODES = ("RGB", "L", "CMYK", "YCbCr", "P", "PA", "RGBA", "RGBX", "LA", "1")
 # Images that all have one size, and no more pixels than DINO's protocol resizes to, are packed as they are.
 SMALL_PIXELS = 256 * 256
+# Times as long as wide.
+MOST_ELONGATED = 16
 SPLITS = get_args(Split)
 LISTED = 10
 
@@ -118,11 +120,14 @@ def decode(content: bytes, image_size: int | None = None) -> tuple[Pixels, str]:
 
 
 def _central_square(image: Image.Image, image_size: int) -> Image.Image:
-    """Resize the shorter side of an RGB image, and cut out the central square; only its pixels are computed."""
+    """Resize the shorter side of an RGB image, and cut out the central square."""
     side = shorter_side(image_size)
     height, width = resized(image.height, image.width, side)
     # Such that the smaller crop of `preprocess` comes to lie where it would in the whole image.
     top, left = (margin(length, image_size) - margin(side, image_size) for length in (height, width))
+    if max(height, width) <= MOST_ELONGATED * side:
+        return image.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + side, top + side))
+    # The whole of a strip could take any memory. Of a part Pillow may round in another order.
     scale_y, scale_x = image.height / height, image.width / width
     box = (left * scale_x, top * scale_y, (left + side) * scale_x, (top + side) * scale_y)
     return image.resize((side, side), Image.Resampling.BICUBIC, box)
@@ -181,7 +186,7 @@ def _write(stream: BinaryIO, dataset: Dataset, selection: Selection, image_size:
             {
                 "index": len(rows),
                 "split": item.split,
-                "wnid": item.wnid,
+                "wnid": _printable(item.wnid),
                 "label": labels.get(item.wnid, NO_LABEL),
                 "member": _printable(item.member),
                 "mode": mode,

@@ -154,8 +154,8 @@ def rows(
         for precision in MEASURED:
             change = (unit.module, precision)
             cosines = cosine(arrays[change], arrays[UNCHANGED])
-            drop: float | str = ""
-            agreement: float | str = ""
+            drop: float | None = None
+            agreement: float | None = None
             if reference is not None:
                 predicted = classify(change)
                 drop = 100 * (int((reference == labels).sum()) - int((predicted == labels).sum())) / len(labels)
