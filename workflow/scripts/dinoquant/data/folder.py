@@ -10,7 +10,6 @@ from typing import NamedTuple
 CHUNK = 1 << 20
 # What file managers, archivers and notebooks leave behind, by folder or file name; and all that begins with a dot.
 SYSTEM_NAMES = {"__macosx", "@eadir", "thumbs.db", "desktop.ini", "$recycle.bin", "system volume information"}
-FIRST_STATE = "as first read"
 
 
 class File(NamedTuple):
@@ -90,21 +89,21 @@ def digests(folder: str | Path, progress: Callable[[Iterable[File]], Iterable[Fi
 
 
 def state(folder: str | Path, record: str | Path, receipt: str | Path) -> str:
-    """Return a text that differs from the one in ``record`` exactly if the contents of ``folder`` are others by now.
+    """Return a text that stays the same as long as the contents of ``folder`` do: its listing when they were new.
 
     Where names, sizes and times are those of the record, nothing is read. Where they are not, the contents decide, so
     that a touched or copied folder is the same one.
 
     Args:
         folder: the data set.
-        record: what `write` of the checking rule left: ``listing`` and ``state``; may be absent.
-        receipt: holds ``sha256``, that of the contents at that time.
+        record: JSON with ``listing`` and ``state`` as they were when the receipt was written; may be absent.
+        receipt: JSON with ``sha256``, that of the contents at that time.
     """
+    current = listing(folder)
     if not (Path(record).is_file() and Path(receipt).is_file()):
-        return FIRST_STATE
+        return current
     recorded: dict[str, str] = json.loads(Path(record).read_text(encoding="utf-8"))
-    if recorded["listing"] == listing(folder):
+    if recorded["listing"] == current:
         return recorded["state"]
-    sha256 = digests(folder).sha256
     checked: dict[str, str] = json.loads(Path(receipt).read_text(encoding="utf-8"))
-    return recorded["state"] if sha256 == checked["sha256"] else sha256
+    return recorded["state"] if digests(folder).sha256 == checked["sha256"] else current
