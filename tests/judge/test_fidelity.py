@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dinoquant.data.manifest import evenly_spaced, read_split, read_wnids
+from dinoquant.data.manifest import UNLABELLED, evenly_spaced, read_split, read_wnids
 from dinoquant.errors import UserError
 from dinoquant.judge.fidelity import cosine, evaluate
 
@@ -170,6 +170,18 @@ def test_the_script_writes_every_field_without_pytorch(tmp_path: Path) -> None:
     assert (result["variant"], result["device"]) == ("v", "cpu")
     assert (result["knn_top1"], result["knn_top1_drop"], result["knn_agreement"]) == (50, 25, 75)
     assert "span evaluate" in (tmp_path / "log").read_text()
+
+
+def test_without_labels_there_is_only_the_cosine() -> None:
+    def unlabelled(features: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {"bank": AXES[:0], "query": features["query"]}
+
+    labels = {"bank": np.empty(0, np.int64), "query": np.full(4, -1)}
+    fp32, variant = unlabelled(on_axes([0, 1, 2, 3])), unlabelled(on_axes([0, 1, 2, 4]))
+    result = evaluate(variant, fp32, labels, {-1: ""}, CONFIG)
+    assert (result["cosine_mean"], result["queries"], result["per_class"]) == (0.75, 4, [])
+    assert result["accuracy_reason"] == UNLABELLED
+    assert not [name for name in result if name.startswith(("knn", "mcnemar"))]
 
 
 def test_trained_weights_tell_real_classes_apart(real_data: Path) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
+from dinoquant.data.manifest import UNLABELLED
 from dinoquant.errors import UserError
 from dinoquant.judge import probe
 
@@ -34,6 +35,15 @@ def test_it_is_the_optimum_whatever_the_solver_and_the_scale_of_the_features() -
         assert found.converged
         np.testing.assert_array_equal(found.predictions, other.predict(directions["query"]))
     assert 0.5 < (found.predictions == labels["query"]).mean() < 1
+
+
+def test_without_labels_there_is_only_the_reason() -> None:
+    features = {split: np.ones((n, 4), np.float32) for split, n in (("bank", 0), ("query", 3))}
+    labels = {"bank": np.empty(0, np.int64), "query": np.full(3, -1)}
+    fp32 = probe.evaluate(features, labels, None, CONFIG)
+    assert fp32["accuracy_reason"] == UNLABELLED
+    assert probe.evaluate(features, labels, np.array(fp32["predictions"]), CONFIG) == fp32
+    assert "probe_top1" not in fp32
 
 
 def test_training_that_does_not_end_is_told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

@@ -192,3 +192,14 @@ def test_the_figure_puts_each_number_in_its_cell(table: list[dict[str, Any]], tm
     assert set(cells.values()) == {"1.0"}
     assert "accuracy says nothing about DINO" in drawn.get_suptitle()
     plt.close(drawn)
+
+
+def test_images_without_labels_have_cosines_alone(
+    network: nn.Module, images: Tensor, features: dict[tuple[str, str], Tensor], table: list[dict[str, Any]]
+) -> None:
+    bank = np.empty((0, features[UNCHANGED].shape[1]), np.float32), np.empty(0, np.int64)
+    labels = np.full(len(images), -1)
+    config = {"k": 1, "temperature": 0.07}
+    unlabelled = list(sensitivity.rows(units(network, images[:1]), features, labels, bank, config))
+    empty = {"knn_top1_drop": None, "knn_agreement": None}
+    assert unlabelled == [row | empty for row in table]

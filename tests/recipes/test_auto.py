@@ -181,6 +181,10 @@ def test_a_loss_counts_beyond_chance(drop: str, agreement: str, knn_drop: float,
     assert loses(row, knn_drop) is expected
 
 
+def test_images_without_labels_show_no_loss() -> None:
+    assert not loses({"images": "64", "knn_agreement": "", "knn_top1_drop": ""}, 0)
+
+
 def test_a_table_of_another_model_is_an_error(network: nn.Module, images: Tensor) -> None:
     rows = [row for row in table(network) if row["module"] != WORST]
     with pytest.raises(UserError, match=rf"sensitivity\.csv has no rows for {WORST}.*Delete"):

@@ -3,6 +3,7 @@
 import bz2
 import gzip
 import lzma
+import shlex
 import tarfile
 import tempfile
 import zipfile
@@ -40,7 +41,7 @@ OTHERS = {
         "Save its images as files in a folder for each class, and point dataset.source there.",
     ),
     b"version https://git-lfs": ("a Git LFS pointer, not the file itself", "Fetch the file: git lfs pull."),
-    b"<": ("a web page", "Fetch the archive itself: look at the page for a direct link."),
+    b"<": ("a web page", "Fetch the archive itself, not the page that leads to it, in its place."),
 }
 
 
@@ -103,6 +104,8 @@ class Zip:
     def read(self, member: str) -> bytes:
         info = self.members[member]
         _require_size(info.file_size)
+        if info.flag_bits & 1:
+            raise UnreadableMemberError("it is encrypted")
         try:
             return self.file.read(info)
         except ZIP_ERRORS as error:
@@ -234,8 +237,13 @@ def _require_size(size: int) -> None:
 def _incomplete(path: Path, kind: str, problem: str) -> UserError:
     return UserError(
         f"{path} begins like a {kind} file, but is damaged, or only a part of one ({problem}).\nCompare its size and "
-        "checksum with those of its source, and fetch it again if they differ."
+        f"checksum with those of its source. {_fetch_again(path)}"
     )
+
+
+def _fetch_again(path: Path) -> str:
+    """Return how to replace a file, which only the workflow's own downloads may be for."""
+    return "Remove it, and run again to download it." if path.parts[0] == "resources" else "Fetch it again."
 
 
 def _not_an_archive(path: Path, start: bytes) -> UserError:
@@ -243,11 +251,11 @@ def _not_an_archive(path: Path, start: bytes) -> UserError:
     if start.startswith(b"PK"):
         return _incomplete(path, "zip", "its list of members, which comes last, is missing")
     description, advice = (
-        ("empty", "Fetch it again.")
+        ("empty", _fetch_again(path))
         if not start
         else next(
             (entry for magic, entry in OTHERS.items() if start.lstrip().startswith(magic)),
             ("neither a zip nor a tar file", "Point dataset.source to one of these, or to a folder of images."),
         )
     )
-    return UserError(f"{path} is {description}.\n{advice.format(path=path)}")
+    return UserError(f"{path} is {description}.\n{advice.format(path=shlex.quote(str(path)))}")

@@ -47,7 +47,7 @@ def validation_images(contents: Contents, folder: str, classes: list[str]) -> tu
             label = labels.get(PurePosixPath(image.member).name, name)
             if label != name:
                 raise UnusableContainerError(
-                    f"{image.member} lies in the folder {name}, but {annotations} says {label}."
+                    f"{image.member} lies in the folder {name}, but {annotations} says {label}. Remove what is wrong."
                 )
         if name in val:
             val[name] += members

@@ -76,7 +76,7 @@ def open_dataset(path: str | Path, scratch: str | Path | None = None) -> Iterato
                 log.warning("%s: %s", path, "; ".join(dataset.notes))
             yield dataset
     except UnusableContainerError as error:
-        raise UserError(f"{path} cannot be used: {error}\n{EXPECTED}") from error
+        raise UserError(f"{path} cannot be used: {error}") from error
 
 
 def recognise(container: Container) -> Dataset:
@@ -89,15 +89,19 @@ def recognise(container: Container) -> Dataset:
     if not contents.images:
         suffixes = sorted({PurePosixPath(name).suffix.lower() or "no suffix" for name in contents.others})
         kinds = f" It has files with {', '.join(suffixes[:8])}." if suffixes else ""
-        raise UnusableContainerError(f"it has no images.{kinds}")
+        raise UnusableContainerError(f"it has no images.{kinds}\n{EXPECTED}")
     lists = [name for name in contents.others if PurePosixPath(name).name == CLASS_LIST]
     if len(lists) > 1:
-        raise UnusableContainerError(f"it has {len(lists)} members named {CLASS_LIST}, expected one: {lists}.")
+        raise UnusableContainerError(
+            f"it has {len(lists)} members named {CLASS_LIST}, expected one: {', '.join(lists)}."
+        )
     train_folder = _train_folder(contents.images, lists)
     if train_folder:
         return _with_splits(contents, train_folder, lists)
     if lists:
-        raise UnusableContainerError(f"it has {lists[0]}, but no train images: there is no folder train/ beside it.")
+        raise UnusableContainerError(
+            f"it has {lists[0]}, but no train images: there is no folder train/ beside it.\n{EXPECTED}"
+        )
     return _without_splits(contents)
 
 
@@ -112,12 +116,14 @@ def _train_folder(images: list[str], lists: list[str]) -> str | None:
     if lists:
         beside = lists[0].removesuffix(CLASS_LIST)
         depths = {folder: depth for folder, depth in depths.items() if _parent(folder) == beside} or depths
-    shallowest = sorted(folder for folder, depth in depths.items() if depth == min(depths.values()))
-    if len(shallowest) > 1:
-        raise UnusableContainerError(f"it has more than one folder of training images: {', '.join(shallowest)}.")
-    if not shallowest:
+    if not depths:
         return None
-    folder = shallowest[0]
+    least = min(depths.values())
+    folder, *others = sorted(folder for folder, depth in depths.items() if depth == least)
+    if others:
+        raise UnusableContainerError(
+            f"it has more than one folder of training images: {', '.join([folder, *others])}. Point dataset.source to one."
+        )
     # One of the classes may be called "train": then no folder beside it is a split, and it holds none itself.
     beside_it = {name.lower() for name in _folders_in(images, _parent(folder))}
     return folder if _folders_in(images, folder) or beside_it & (VAL_NAMES | TEST_NAMES) else None
@@ -199,7 +205,9 @@ def _val_folders(contents: Contents, top: str) -> tuple[str | None, str | None]:
     )
     for named in (val, test):
         if len(named) > 1:
-            raise UnusableContainerError(f"it is not clear which of {', '.join(named)} holds the images to classify.")
+            raise UnusableContainerError(
+                f"it is not clear which of {', '.join(named)} holds the images to classify. Take the others away."
+            )
     lists = [name for name in contents.others if PurePosixPath(name).name == ANNOTATIONS]
     if lists and not val:
         raise UnusableContainerError(f"it has {lists[0]}, but no validation images.")
