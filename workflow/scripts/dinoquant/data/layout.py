@@ -122,7 +122,7 @@ def _train_folder(images: list[str], lists: list[str]) -> str | None:
     folder, *others = sorted(folder for folder, depth in depths.items() if depth == least)
     if others:
         raise UnusableContainerError(
-            f"it has more than one folder of training images: {', '.join([folder, *others])}. Point dataset.source to one."
+            f"it has more than one folder of training images: {', '.join([folder, *others])}. Take all but one away."
         )
     # One of the classes may be called "train": then no folder beside it is a split, and it holds none itself.
     beside_it = {name.lower() for name in _folders_in(images, _parent(folder))}

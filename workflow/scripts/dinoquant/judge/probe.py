@@ -61,6 +61,14 @@ class ProbeAccuracy(TypedDict):
     predictions: list[int]
 
 
+class UnlabelledProbe(TypedDict):
+    """What remains where images have no labels."""
+
+    C: float
+    accuracy_reason: str
+    predictions: list[int]
+
+
 def train(bank: NDArray[np.float32], labels: NDArray[np.int64], query: NDArray[np.float32], c: float) -> Probe:
     """Train on the bank ``[Nb, D]`` with its labels ``[Nb]``, and predict the classes of the queries ``[Nq, D]``.
 
@@ -88,7 +96,9 @@ def train(bank: NDArray[np.float32], labels: NDArray[np.int64], query: NDArray[n
     return Probe(predictions, int(classifier.n_iter_.max()), converged)
 
 
-def evaluate(features: Features, labels: Labels, fp32: NDArray[np.int64] | None, config: ProbeConfig) -> ProbeAccuracy:
+def evaluate(
+    features: Features, labels: Labels, fp32: NDArray[np.int64] | None, config: ProbeConfig
+) -> ProbeAccuracy | UnlabelledProbe:
     """Return the accuracy of a probe trained on a variant's bank, and what it loses against fp32's, ready for JSON.
 
     Without a labelled bank there is only ``accuracy_reason``.
