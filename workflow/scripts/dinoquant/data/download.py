@@ -115,8 +115,8 @@ def _fetch(url: str, part: Partial, target: Path, expected_bytes: int | None, ti
         length = response.headers.get("Content-Length")
         total = offset + int(length) if length else None
         if expected_bytes is not None and total not in (None, expected_bytes):
-            found = f"the server offers {total:,} bytes, expected {expected_bytes:,}"
-            raise UserError(_failure(url, target, part, f"{found}: the source has changed, or a proxy answers for it"))
+            offer = f"the server offers {total:,} bytes, expected {expected_bytes:,}"
+            raise UserError(_failure(url, target, part, f"{offer}: the source has changed, or a proxy answers for it"))
         with part.content.open("ab" if offset else "wb") as stream:
             if not offset:
                 write_json(part.record, {"url": url, "validator": _validator(response), "bytes": total})

@@ -46,11 +46,11 @@ def generate(path: str | Path, classes: int, train_per_class: int, val_per_class
                 name = f"{wnid}_{number}.JPEG"
                 _add(archive, f"train/{wnid}/images/{name}", encoded[number])
                 train_lists[wnid].append(_tabbed(name, *boxes[number]))
-            places = shuffled[label * val_per_class : (label + 1) * val_per_class]
-            for number, place in enumerate(places, train_per_class):
-                _add(archive, f"val/images/val_{place}.JPEG", encoded[number])
-                _add(archive, f"test/images/test_{place}.JPEG", encoded[number + val_per_class])
-                annotations.append(_tabbed(f"val_{place}.JPEG", wnid, *boxes[number]))
+            val_numbers = shuffled[label * val_per_class : (label + 1) * val_per_class]
+            for number, val_number in enumerate(val_numbers, train_per_class):
+                _add(archive, f"val/images/val_{val_number}.JPEG", encoded[number])
+                _add(archive, f"test/images/test_{val_number}.JPEG", encoded[number + val_per_class])
+                annotations.append(_tabbed(f"val_{val_number}.JPEG", wnid, *boxes[number]))
         for wnid, lines in train_lists.items():
             _add(archive, f"train/{wnid}/{wnid}_boxes.txt", "".join(lines))
         _add(archive, "val/val_annotations.txt", "".join(annotations))
