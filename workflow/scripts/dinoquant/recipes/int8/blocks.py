@@ -37,9 +37,9 @@ def quantize_weight(weight: Tensor, portable: bool = False) -> tuple[Tensor, Ten
     scale = weight.abs().amax(1) / 127
     if portable:
         even = weight.size(1) // 2 * 2
-        sums = weight[:, 0:even:2] + weight[:, 1:even:2]
-        # A half less than the limit: that much two roundings may add in all.
-        scale = torch.maximum(scale, functional.pad(sums.abs(), (0, 1)).amax(1) / (PAIR_LIMIT - 0.5))
+        means = weight[:, 0:even:2] / 2 + weight[:, 1:even:2] / 2  # a sum might exceed float32
+        # A half less than the limit: that much two roundings may add in all. (The pad is for a single column.)
+        scale = torch.maximum(scale, functional.pad(means.abs(), (0, 1)).amax(1) / (PAIR_LIMIT / 2 - 0.25))
     # The floor is the one of PyTorch's observers: a channel of zeros must not divide by zero.
     scale = scale.clamp_min(torch.finfo(torch.float32).eps)
     return torch.round(weight / scale[:, None]).to(torch.int8), scale
