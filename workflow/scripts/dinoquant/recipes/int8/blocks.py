@@ -68,18 +68,18 @@ class Int8Linear(nn.Module):
     packed: Tensor
     zeros: Tensor
     exact: bool
-    bfloat16: bool
+    native_bfloat16: bool
 
     def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor) -> None:
         super().__init__()
         self.weight, self.scale, self.bias = weight, scale, bias
-        self.packed, self.zeros, self.exact, self.bfloat16 = weight, weight, False, False
+        self.packed, self.zeros, self.exact, self.native_bfloat16 = weight, weight, False, False
         self.pack()
 
     def pack(self) -> None:
         """Pack the weights for this processor; what the file keeps is the integers."""
         self.exact = keep_freed_memory() > 0 and not self.weight.is_cuda and int8_is_exact(pairs_fit(self.weight))
-        self.bfloat16 = self.weight.is_cuda or bfloat16_is_native()
+        self.native_bfloat16 = self.weight.is_cuda or bfloat16_is_native()
         self.zeros = torch.zeros([self.weight.size(0)], dtype=torch.int64)
         if self.exact:
             self.packed = torch.ops.onednn.qlinear_prepack(self.weight.clone(), None)  # packs in place
@@ -168,7 +168,7 @@ class StaticLinear(Int8Linear):
             quantized = steps_to_uint8(steps)
         if self.exact:
             dtype = torch.float32
-            if self.result == "bfloat16" and self.bfloat16:
+            if self.result == "bfloat16" and self.native_bfloat16:
                 dtype = torch.bfloat16
             elif self.result == "uint8":
                 dtype = torch.uint8
@@ -281,18 +281,18 @@ class FloatLinear(nn.Module):
     weight: Tensor
     bias: Tensor
     packed: Tensor
-    bfloat16: bool
+    native_bfloat16: bool
 
     def __init__(self, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> None:
         super().__init__()
         self.weight, self.bias = weight.detach().to(dtype), bias.detach().to(dtype)
-        self.packed, self.bfloat16 = self.weight, False
+        self.packed, self.native_bfloat16 = self.weight, False
         self.pack()
 
     def pack(self) -> None:
         """Pack the weights for this processor; the file keeps them plain."""
-        self.bfloat16 = self.weight.is_cuda or bfloat16_is_native()
-        if self.weight.is_cuda or (self.bfloat16 and self.weight.dtype == torch.bfloat16):
+        self.native_bfloat16 = self.weight.is_cuda or bfloat16_is_native()
+        if self.weight.is_cuda or (self.native_bfloat16 and self.weight.dtype == torch.bfloat16):
             self.packed = self.weight
         else:
             self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.to(torch.float32), None)
@@ -409,7 +409,7 @@ class Block(nn.Module):
     def by_head(self, rows: Tensor, parts: int) -> Tensor:
         """Return ``[B, N, parts * D]`` as ``[parts, B, heads, N, head width]`` in attention's precision."""
         dtype = torch.float32
-        if self.reduced and self.qkv.bfloat16:
+        if self.reduced and self.qkv.native_bfloat16:
             dtype = torch.bfloat16
         split = rows.view(rows.size(0), rows.size(1), parts, self.heads, -1)
         return split.permute(2, 0, 3, 1, 4).to(dtype).contiguous()
