@@ -30,7 +30,7 @@ from dinoquant.judge import fidelity
 from dinoquant.judge.features import extract
 from dinoquant.measure.intervals import interval, median
 from dinoquant.measure.rounds import calls_per_block, warm_up
-from dinoquant.network import checkpoint
+from dinoquant.network import architecture, checkpoint
 from dinoquant.network.export import export
 from dinoquant.runtimes import RUNTIMES, TORCHSCRIPT, files, missing, onnx_file, recipe_of
 from dinoquant.runtimes.convert import convert
@@ -123,9 +123,9 @@ def blocks(models: dict[str, Entry], batch: int, start: int, options: argparse.N
 
 def speed(folder: Path, options: argparse.Namespace) -> None:
     """Time everything with seeded weights: speed and size do not depend on their values."""
-    architecture = "vit_small_patch16_224"
-    network = architecture.seeded(architecture, None, 0)
-    info = architecture.info(network, architecture, "imagenet", substitute="seeded weights", dropped=[])
+    network_name = "vit_small_patch16_224"
+    network = architecture.seeded(network_name, None, 0)
+    info = architecture.info(network, network_name, "imagenet", substitute="seeded weights", dropped=[])
     models = entries(network, info, random_images(CALIBRATION_IMAGES, 224, "cpu", 0), folder, options)
     for batch in BATCHES:
         # A process may have luck with where its memory lies: each is started several times.
@@ -141,15 +141,15 @@ def speed(folder: Path, options: argparse.Namespace) -> None:
         table["size"] = [entry.size / models["fp32"].size for entry in models.values()]
         table["missing"] = [entry.missing for entry in models.values()]
         how = f"{options.threads} threads, {options.rounds} rounds, {options.starts} starts, ms per image"
-        show(table, f"speed-batch{batch}", f"{architecture}, {how}", options)
+        show(table, f"speed-batch{batch}", f"{network_name}, {how}", options)
 
 
 def trust(data: Path, folder: Path, options: argparse.Namespace) -> None:
     """Compare features of real images by trained weights with fp32's."""
-    architecture = "vit_tiny_patch16_224"
-    network = architecture.build(architecture)
-    checkpoint.fit(network, checkpoint.load_state_dict(data / f"{architecture}.imagenet1k.pth"))
-    info = architecture.info(network, architecture, "imagenet", substitute=None, dropped=[])
+    network_name = "vit_tiny_patch16_224"
+    network = architecture.build(network_name)
+    checkpoint.fit(network, checkpoint.load_state_dict(data / f"{network_name}.imagenet1k.pth"))
+    info = architecture.info(network, network_name, "imagenet", substitute=None, dropped=[])
     with open_dataset(data / "tiny-imagenet-200.subset.zip") as dataset:
         manifest = pd.DataFrame(
             pack(dataset, select(dataset, 1, COSINE_IMAGES, CALIBRATION_IMAGES, 0), folder / "images.npy", "error").rows
@@ -171,7 +171,7 @@ def trust(data: Path, folder: Path, options: argparse.Namespace) -> None:
         {name: {"cosine": each.mean(), "cosine_p5": np.percentile(each, 5)} for name, each in cosines.items()}
     ).T.reindex(models)
     table["missing"] = [entry.missing for entry in models.values()]
-    show(table, "fidelity", f"{architecture}, {len(queries)} real images", options)
+    show(table, "fidelity", f"{network_name}, {len(queries)} real images", options)
 
 
 def show(table: pd.DataFrame, name: str, title: str, options: argparse.Namespace) -> None:

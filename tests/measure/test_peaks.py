@@ -50,7 +50,7 @@ def test_memory_counts_what_the_program_reads_and_writes(quick: None) -> None:
 def test_every_kernel_multiplies_whole_matrices(exact: bool) -> None:
     """And where the int8 product of the recipes is not exact, another takes its place."""
     names = set()
-    for precision, name, kernel in peaks.kernels("cpu", exact and peaks.int8_is_exact()):
+    for precision, name, kernel in peaks.kernels("cpu", exact and peaks.int8_is_exact(portable=True)):
         names.add(name)
         if precision == "bf16" and name.startswith("mkldnn") and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
             continue
@@ -74,7 +74,7 @@ def test_what_does_not_work_is_missing_with_its_reason(quick: None, monkeypatch:
     def broken(size: int) -> peaks.Call:
         raise RuntimeError("no such kernel\nin this build")
 
-    monkeypatch.setattr(peaks, "int8_is_exact", lambda: False)
+    monkeypatch.setattr(peaks, "int8_is_exact", lambda portable: False)
     monkeypatch.setattr(peaks, "_quantized_linear", broken)
     found = peaks.measure("cpu", 1)
     assert found["gemm_flops"]["int8"] is None

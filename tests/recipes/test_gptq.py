@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dinoquant.recipes.int8.blocks import quantize_weight
 from dinoquant.recipes.int8.gptq import gptq
+from dinoquant.recipes.int8.processor import pairs_fit
 
 shapes = st.tuples(st.integers(1, 6), st.integers(1, 9))
 numbers = st.one_of(
@@ -128,3 +129,45 @@ def test_the_arguments_are_left_alone() -> None:
     before = [tensor.clone() for tensor in (weight, scale, inputs)]
     gptq(weight, scale, inputs)
     assert all(torch.equal(*pair) for pair in zip(before, (weight, scale, inputs), strict=True))
+
+
+class TestPortable:
+    """Weights whose neighbours 2k and 2k + 1 add up to at most 128 in size."""
+
+    @settings(max_examples=300, deadline=None)
+    @given(matrices(), st.sampled_from([0.0, 1.0, 1e15]))
+    def test_all_pairs_fit_whatever_the_weights(self, weight: Tensor, size: float) -> None:
+        nearest, scale = quantize_weight(weight, portable=True)
+        half = scale.double()[:, None] * (0.5 + 1e-4)
+        assert ((nearest.double() * scale.double()[:, None] - weight.double()).abs() <= half).all()
+        for integers in (nearest, gptq(weight, scale, size * noise(5, weight.shape[1]), portable=True)):
+            assert integers.dtype == torch.int8
+            assert integers.shape == weight.shape
+            assert integers.min() >= -127
+            assert pairs_fit(integers)
+
+    def test_a_pair_of_one_sign_shares_the_limit_and_one_of_two_signs_has_all(self) -> None:
+        nearest, _ = quantize_weight(torch.tensor([[1.0, 1.0, 0.0], [1.0, -1.0, 0.0], [0.0, 1.0, 1.0]]), portable=True)
+        assert nearest.tolist() == [[64, 64, 0], [127, -127, 0], [0, 127, 127]]
+        assert pairs_fit(torch.tensor([[127, -127, 127, 1, -64, -64, 127]], dtype=torch.int8))
+        assert not pairs_fit(torch.tensor([[1, 1, 65, 64]], dtype=torch.int8))
+        assert not pairs_fit(torch.tensor([[1, 1, -65, -64]], dtype=torch.int8))
+
+    @pytest.mark.parametrize("width", [2, 64, 127, 129, 300])
+    def test_correlated_inputs_are_still_multiplied_better(self, width: int) -> None:
+        weight, inputs = noise(16, width), correlated(400, width)
+        nearest, scale = quantize_weight(weight, portable=True)
+        found = error(weight, scale, gptq(weight, scale, inputs, portable=True), inputs)
+        assert found <= error(weight, scale, nearest, inputs) * (1.0 if width == 2 else 0.5)
+
+    def test_correcting_as_it_goes_it_would_exceed_the_limit(self) -> None:
+        first = 0.1 + 0.8 * torch.rand(16, 32, generator=torch.Generator().manual_seed(5))
+        weight, inputs = torch.stack([first, 1 - first], -1).flatten(1), correlated(400, 64)
+        _, scale = quantize_weight(weight, portable=True)
+        assert not pairs_fit(gptq(weight, scale, inputs))
+        assert pairs_fit(gptq(weight, scale, inputs, portable=True))
+
+    def test_it_costs_less_than_a_bit(self) -> None:
+        weight = noise(200, 384)
+        scales = [quantize_weight(weight, portable)[1] for portable in (False, True)]
+        assert 1 < float((scales[1] / scales[0]).mean()) < 1.5  # 2 would be a bit

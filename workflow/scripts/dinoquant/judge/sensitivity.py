@@ -185,14 +185,14 @@ def _count(name: str, rows: dict[str, int]) -> Callable[[Any, Any, Tensor], None
 def _with_patches(embedding: Any, precision: str, seen: Observed) -> Any:
     """Return a copy with the patch embedding in ``precision``."""
     changed = copy.deepcopy(embedding)
-    changed.set_submodule(PATCHES, scripted(build_patches(embedding.get_submodule(PATCHES), precision, seen)))
+    changed.set_submodule(PATCHES, scripted(build_patches(embedding.get_submodule(PATCHES), precision, seen, True)))
     return changed
 
 
 def _changed_block(block: nn.Module, number: int, kind: str, precision: str, seen: Mapping[str, Observed]) -> nn.Module:
     """Return the block with one Linear in ``precision`` and everything else in float32."""
     precisions = dict.fromkeys(KINDS, FP32) | {kind: precision}
-    built, _ = build_block(block, precisions, {name: seen[f"blocks.{number}.{name}"] for name in KINDS}, FP32)
+    built, _ = build_block(block, precisions, {name: seen[f"blocks.{number}.{name}"] for name in KINDS}, FP32, True)
     return scripted(built)
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dinoquant.recipes.base import deprecations_known
-from dinoquant.recipes.int8.blocks import int8_is_exact
+from dinoquant.recipes.int8.processor import int8_is_exact
 from dinoquant.runtimes.torchscript import set_up
 
 CACHES = Path("/sys/devices/system/cpu")
@@ -86,7 +86,7 @@ def measure(device: str, threads: int) -> Peaks:
     set_up(threads)
     started = time.time()
     timer = _cuda_seconds if device == "cuda" else _cpu_seconds
-    exact = device == "cuda" or int8_is_exact()
+    exact = device == "cuda" or int8_is_exact(portable=True)
     products: list[Product] = []
     memory: list[Bandwidth] = []
     notes: dict[str, str] = {}

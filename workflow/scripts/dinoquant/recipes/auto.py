@@ -82,7 +82,7 @@ def quantize(model: nn.Module, options: Mapping[str, Any], calibration: Tensor |
     """
     images, names = require_images("int8-auto", calibration), targets(model)
     reference, allowed = _features(model, images), 1 - options["cosine"]
-    unquantized, _ = assemble(model, dict.fromkeys(names, FP32), {}, options["attention"])
+    unquantized, _ = assemble(model, dict.fromkeys(names, FP32), {}, options["attention"], options["portable"])
     floor = _damage(unquantized, images, reference)
     if not floor <= allowed:  # written so that NaN fails too
         raise UserError(
@@ -94,7 +94,7 @@ def quantize(model: nn.Module, options: Mapping[str, Any], calibration: Tensor |
     seen = observe(model, images)
     while True:
         precisions = {choice.name: choice.precision for choice in choices}
-        changed, became = assemble(model, precisions, seen, options["attention"])
+        changed, became = assemble(model, precisions, seen, options["attention"], options["portable"])
         measured = _damage(changed, images, reference)
         predicted = sum(choice.damage for choice in choices)
         log.info("%s: 1 - cosine %.2g predicted, %.2g measured", _counts(choices), floor + predicted, measured)

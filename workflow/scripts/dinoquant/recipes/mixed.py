@@ -24,7 +24,7 @@ def quantize(model: nn.Module, options: Mapping[str, Any], calibration: Tensor |
     """
     precisions = choose(targets(model), options["default"], options["precisions"])
     seen = observe(model, require_images("int8-mixed", calibration))
-    changed, became = assemble(model, precisions, seen, options["attention"])
+    changed, became = assemble(model, precisions, seen, options["attention"], options["portable"])
     asked = {"Linear", "Conv2d"} if set(precisions.values()) != {FP32} else set()
     return Quantized(changed, asked=asked, became=became, packs_on_loading=True)
 

@@ -16,5 +16,7 @@ def quantize(model: nn.Module, options: Mapping[str, Any], calibration: Tensor |
 
     Raises UserError for a transformer built otherwise than DINO's.
     """
-    changed, became = assemble(model, dict.fromkeys(targets(model), PER_TOKEN), {}, options["attention"])
+    changed, became = assemble(
+        model, dict.fromkeys(targets(model), PER_TOKEN), {}, options["attention"], options["portable"]
+    )
     return Quantized(changed, asked={"Linear", "Conv2d"}, became=became, packs_on_loading=True)

@@ -20,5 +20,7 @@ def quantize(model: nn.Module, options: Mapping[str, Any], calibration: Tensor |
     Raises UserError without calibration images, or for a transformer built otherwise than DINO's.
     """
     seen = observe(model, require_images("int8-smooth", calibration))
-    changed, became = assemble(model, dict.fromkeys(targets(model), STATIC), seen, options["attention"])
+    changed, became = assemble(
+        model, dict.fromkeys(targets(model), STATIC), seen, options["attention"], options["portable"]
+    )
     return Quantized(changed, asked={"Linear", "Conv2d"}, became=became, packs_on_loading=True)

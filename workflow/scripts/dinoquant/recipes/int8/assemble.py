@@ -24,6 +24,7 @@ from dinoquant.recipes.patch_embedding import is_patch_embedding
 
 STATIC, PER_TOKEN, BF16, FP32 = PRECISIONS = ("int8", "int8-per-token", "bf16", "fp32")
 DTYPES = {BF16: torch.bfloat16, FP32: torch.float32}
+SOFTMAX_BF16 = "products in bf16, in float32 where the processor emulates bf16; exponentials in float32"
 PATCHES = "patch_embed.proj"
 KINDS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")  # the Linears of a block, by their names in it
 # SmoothQuant's exponent (arXiv:2211.10438): 1 moves all of an input channel's range into the weights, 0 none.
@@ -100,13 +101,18 @@ class Split:
 
 
 def assemble(
-    model: Any, precisions: Mapping[str, str], seen: Mapping[str, Observed], attention: str = BF16
+    model: Any,
+    precisions: Mapping[str, str],
+    seen: Mapping[str, Observed],
+    attention: str = BF16,
+    portable: bool = True,
 ) -> tuple[nn.Module, dict[str, Converted]]:
     """Return the model with every Linear in its precision, and what became of each part.
 
     :param precisions: one of `PRECISIONS` for each Linear and the patch embedding, by their names in ``model``.
     :param seen: what reached those that are `STATIC`; for others, used to round the weights better where given.
     :param attention: precision of the products of attention; its exponentials are float32.
+    :param portable: round the weights of int8 so that processors without VNNI multiply them exactly, too.
 
     Raises UserError for a transformer built otherwise than DINO's.
     """
@@ -116,20 +122,20 @@ def assemble(
     if precisions[PATCHES] != FP32:
         convolution = model.get_submodule(PATCHES)
         assert isinstance(convolution, nn.Conv2d)
-        patches = build_patches(convolution, precisions[PATCHES], seen.get(PATCHES))
+        patches = build_patches(convolution, precisions[PATCHES], seen.get(PATCHES), portable)
         changed.set_submodule(PATCHES, scripted(patches))
-        became[PATCHES] = _converted(patches.linear, precisions[PATCHES])
+        became[PATCHES] = _converted(patches.linear, precisions[PATCHES], portable)
     rebuilt = []
     for number, block in enumerate(tqdm(model.blocks, desc="quantizing", unit="block", disable=None)):
         prefix = f"blocks.{number}."
         of = {name: precisions[prefix + name] for name in KINDS}
-        built, notes = build_block(block, of, {name: seen.get(prefix + name) for name in of}, attention)
+        built, notes = build_block(block, of, {name: seen.get(prefix + name) for name in of}, attention, portable)
         rebuilt.append(built)
         for name, linear in zip(of, (built.qkv, built.proj, built.fc1, built.fc2), strict=True):
             if of[name] != FP32:
-                became[prefix + name] = _converted(linear, of[name], notes.get(name, ""))
+                became[prefix + name] = _converted(linear, of[name], portable, notes.get(name, ""))
         if attention == BF16:
-            became[f"{prefix}attn.softmax"] = Converted("products in bf16, exponentials in float32", 0)
+            became[f"{prefix}attn.softmax"] = Converted(SOFTMAX_BF16, 0)
     if model.global_pool == "token":
         rebuilt[-1] = blocks.LastBlock(rebuilt[-1])
     changed.blocks = scripted(blocks.Blocks(rebuilt))
@@ -159,7 +165,7 @@ def require_plain(model: Any) -> None:
                 )
 
 
-def static_steps(linear: nn.Linear, seen: Observed, margin: float = 1.0) -> Steps:
+def static_steps(linear: nn.Linear, seen: Observed, margin: float = 1.0, portable: bool = False) -> Steps:
     """Return the smoothing of SmoothQuant and the range that move the features least on the calibration images."""
     low, high = seen.minimum * margin, seen.maximum * margin
     largest = torch.maximum(high, -low).clamp_min(1e-5)
@@ -170,7 +176,7 @@ def static_steps(linear: nn.Linear, seen: Observed, margin: float = 1.0) -> Step
         smooth = largest**exponent / columns ** (1 - exponent)
         smooth /= smooth.log().mean().exp()
         steps = _between((low / smooth).min(), (high / smooth).max(), smooth)
-        integers, scale = blocks.quantize_weight(linear.weight * smooth)
+        integers, scale = blocks.quantize_weight(linear.weight * smooth, portable)
         found = functional.linear(steps.round(seen.inputs), integers * scale[:, None])
         candidates.append((seen.error(found - expected), exponent, steps))
     return min(candidates, key=lambda candidate: candidate[:2])[2]
@@ -214,12 +220,12 @@ def _between(low: Tensor, high: Tensor, smooth: Tensor) -> Steps:
     return Steps(smooth, step, round(-float(low) / step))
 
 
-def build_patches(convolution: nn.Conv2d, precision: str, seen: Observed | None) -> blocks.Patches:
+def build_patches(convolution: nn.Conv2d, precision: str, seen: Observed | None, portable: bool) -> blocks.Patches:
     """Return the patch embedding in a precision other than fp32; ``seen`` is needed for `STATIC`."""
     linear = _linear(convolution.weight.flatten(1), _bias(convolution))
     kernel = int(convolution.kernel_size[0])
     if precision != STATIC:
-        return blocks.Patches(kernel, _plain(linear, precision, seen), None, None)
+        return blocks.Patches(kernel, _plain(linear, precision, seen, portable), None, None)
     assert seen is not None
     colours = convolution.in_channels
     low, step = colour_steps(seen, colours)
@@ -229,11 +235,11 @@ def build_patches(convolution: nn.Conv2d, precision: str, seen: Observed | None)
     steps = Steps(step.repeat_interleave(linear.in_features // colours), 1.0, 0)
     shifted = replace(seen, inputs=seen.inputs - lowest)
     gain, offset = 1 / step, 0.5 - low / step
-    return blocks.Patches(kernel, _static(raised, steps, shifted), gain[:, None, None], offset[:, None, None])
+    return blocks.Patches(kernel, _static(raised, steps, shifted, portable), gain[:, None, None], offset[:, None, None])
 
 
 def build_block(
-    block: Any, precisions: Mapping[str, str], seen: Mapping[str, Observed | None], attention: str
+    block: Any, precisions: Mapping[str, str], seen: Mapping[str, Observed | None], attention: str, portable: bool
 ) -> tuple[blocks.Block, dict[str, str]]:
     """Return the block with each of `KINDS` in its precision, and by kind what is particular to it.
 
@@ -242,10 +248,12 @@ def build_block(
     """
     norm1, norm2 = copy.deepcopy(block.norm1), copy.deepcopy(block.norm2)
     heads = block.attn.num_heads
-    proj, context_gain, context_offset = _after(block.attn.proj, precisions["attn.proj"], seen["attn.proj"], block.ls1)
+    proj, context_gain, context_offset = _after(
+        block.attn.proj, precisions["attn.proj"], seen["attn.proj"], block.ls1, portable
+    )
     qkv = _attention_scaled(block.attn.qkv, block.attn.head_dim, context_gain)
     qkv_options = {"result": "bfloat16" if attention == BF16 else "float32"}
-    new_qkv = _behind_norm(norm1, qkv, precisions["attn.qkv"], seen["attn.qkv"], block.attn.qkv, qkv_options)
+    new_qkv = _behind_norm(norm1, qkv, precisions["attn.qkv"], seen["attn.qkv"], block.attn.qkv, portable, qkv_options)
     scaled_fc2 = _rows_scaled(block.mlp.fc2, _layer_scale(block.ls2))
     split: Split | None = None
     notes = {}
@@ -261,10 +269,10 @@ def build_block(
             fc1, scaled_fc2 = _widened(fc1, scaled_fc2, split, padding)
             notes["mlp.fc2"] = f", {int((split.copies > 0).sum())} outlier channels split into {extra} more"
         fc1_options |= {"result": "uint8", "result_step": split.step, "result_zero_point": split.zero_point}
-        new_fc2 = _static_split(scaled_fc2, split, observed)
+        new_fc2 = _static_split(scaled_fc2, split, observed, portable)
     else:
-        new_fc2 = _plain(scaled_fc2, precisions["mlp.fc2"], seen["mlp.fc2"], after_gelu=True)
-    new_fc1 = _behind_norm(norm2, fc1, precisions["mlp.fc1"], seen["mlp.fc1"], block.mlp.fc1, fc1_options)
+        new_fc2 = _plain(scaled_fc2, precisions["mlp.fc2"], seen["mlp.fc2"], portable, after_gelu=True)
+    new_fc1 = _behind_norm(norm2, fc1, precisions["mlp.fc1"], seen["mlp.fc1"], block.mlp.fc1, portable, fc1_options)
     unfused = precisions["mlp.fc1"] != STATIC
     gain = 1 / split.step if split and unfused else 1.0
     offset = split.zero_point + 0.5 if split and unfused else 0.0
@@ -276,15 +284,15 @@ def build_block(
 
 
 def _after(
-    linear: nn.Linear, precision: str, seen: Observed | None, scale: nn.Module
+    linear: nn.Linear, precision: str, seen: Observed | None, scale: nn.Module, portable: bool
 ) -> tuple[nn.Module, Tensor, float]:
     """Return the projection behind attention, what the values are to be multiplied with, and what is then added."""
     scaled = _rows_scaled(linear, _layer_scale(scale))
     if precision != STATIC:
-        return _plain(scaled, precision, seen), torch.ones(linear.in_features), 0.0
+        return _plain(scaled, precision, seen, portable), torch.ones(linear.in_features), 0.0
     assert seen is not None
-    steps = static_steps(linear, seen, MARGIN_CONTEXT)
-    return _static(scaled, steps, seen), 1 / (steps.smooth * steps.step), steps.zero_point + 0.5
+    steps = static_steps(linear, seen, MARGIN_CONTEXT, portable=portable)
+    return _static(scaled, steps, seen, portable), 1 / (steps.smooth * steps.step), steps.zero_point + 0.5
 
 
 def _behind_norm(
@@ -293,6 +301,7 @@ def _behind_norm(
     precision: str,
     seen: Observed | None,
     searched: nn.Linear,
+    portable: bool,
     options: Mapping[str, Any],
 ) -> nn.Module:
     """Return the Linear behind a LayerNorm, which in place becomes one that writes the steps.
@@ -300,38 +309,41 @@ def _behind_norm(
     :param searched: the Linear before its outputs were scaled, for which ``seen`` holds.
     """
     if precision != STATIC:
-        return _plain(linear, precision, seen)
+        return _plain(linear, precision, seen, portable)
     assert seen is not None
-    steps = static_steps(searched, seen)
+    steps = static_steps(searched, seen, portable=portable)
     gain = 1 / (steps.smooth * steps.step)
     norm.weight = nn.Parameter(norm.weight * gain, requires_grad=False)
     norm.bias = nn.Parameter(norm.bias * gain + steps.zero_point + 0.5, requires_grad=False)
-    return _static(linear, steps, seen, **options)
+    return _static(linear, steps, seen, portable, **options)
 
 
-def _static(linear: nn.Linear, steps: Steps, seen: Observed, **options: Any) -> blocks.StaticLinear:
-    weight = linear.weight * steps.smooth
-    _, scale = blocks.quantize_weight(weight)
-    integers = gptq(weight, scale, steps.round(seen.inputs))
+def _static(linear: nn.Linear, steps: Steps, seen: Observed, portable: bool, **options: Any) -> blocks.StaticLinear:
+    integers, scale = _rounded(linear.weight * steps.smooth, steps.round(seen.inputs), portable)
     return blocks.StaticLinear(integers, scale * steps.step, _bias(linear), steps.zero_point, **options)
 
 
-def _static_split(linear: nn.Linear, split: Split, seen: Observed) -> blocks.StaticLinear:
+def _static_split(linear: nn.Linear, split: Split, seen: Observed, portable: bool) -> blocks.StaticLinear:
     inputs = split.round(seen.inputs)
     inputs = functional.pad(inputs, (0, linear.in_features - inputs.shape[1]))
-    _, scale = blocks.quantize_weight(linear.weight)
-    integers = gptq(linear.weight, scale, inputs)
+    integers, scale = _rounded(linear.weight, inputs, portable)
     return blocks.StaticLinear(integers, scale * split.step, _bias(linear), split.zero_point)
 
 
-def _plain(linear: nn.Linear, precision: str, seen: Observed | None, after_gelu: bool = False) -> nn.Module:
+def _plain(
+    linear: nn.Linear, precision: str, seen: Observed | None, portable: bool, after_gelu: bool = False
+) -> nn.Module:
     """Return a Linear that needs nothing of its neighbours."""
     if precision in DTYPES:
         return blocks.FloatLinear(linear.weight, _bias(linear), DTYPES[precision])
-    integers, scale = blocks.quantize_weight(linear.weight)
-    if seen is not None:
-        integers = gptq(linear.weight, scale, seen.inputs)
+    integers, scale = _rounded(linear.weight, seen.inputs if seen else None, portable)
     return blocks.TokenLinear(integers, scale, _bias(linear), after_gelu)
+
+
+def _rounded(weight: Tensor, inputs: Tensor | None, portable: bool) -> tuple[Tensor, Tensor]:
+    """Return int8 weights and their scales: for the ``inputs``, or each to the nearest where these are not known."""
+    integers, scale = blocks.quantize_weight(weight, portable)
+    return (integers if inputs is None else gptq(weight, scale, inputs, portable)), scale
 
 
 def _widened(fc1: nn.Linear, fc2: nn.Linear, split: Split, padding: int) -> tuple[nn.Linear, nn.Linear]:
@@ -371,6 +383,9 @@ def _bias(layer: nn.Linear | nn.Conv2d) -> Tensor:
     return layer.bias if layer.bias is not None else torch.zeros(layer.weight.shape[0])
 
 
-def _converted(linear: Any, precision: str, note: str = "") -> Converted:
-    what = {STATIC: "int8 static, per-channel weights", PER_TOKEN: "int8 per-token, per-channel weights"}
-    return Converted(what.get(precision, precision) + note, linear.stored_bytes())
+def _converted(linear: Any, precision: str, portable: bool, note: str = "") -> Converted:
+    if precision in DTYPES:
+        return Converted(precision + note, linear.stored_bytes())
+    scales = {STATIC: "int8 static", PER_TOKEN: "int8 per-token"}[precision]
+    where = "in pairs that every x86 multiplies exactly" if portable else "multiplied as float32 without VNNI"
+    return Converted(f"{scales}, per-channel weights, {where}{note}", linear.stored_bytes())

@@ -1,7 +1,8 @@
 """A transformer block in int8, bfloat16 and float32 as TorchScript, from operators that stock PyTorch has.
 
-Each Linear packs its weights for oneDNN when the file is loaded, because a packed weight cannot be stored. Where
-the processor would give wrong sums (see `int8_is_exact`) the same integers are multiplied in float32 instead.
+Each Linear packs its weights for oneDNN when the file is loaded, because a packed weight cannot be stored, and takes
+then what is exact and fast there (see `processor`). Where the processor would give wrong sums, the same integers are
+multiplied in float32 instead; where it emulates bfloat16, float32 takes its place.
 """
 
 from collections.abc import Sequence
@@ -10,6 +11,8 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from dinoquant.recipes.int8.processor import PAIR_LIMIT, bfloat16_is_native, int8_is_exact, pairs_fit
 
 GELU_MINIMUM = 0.17  # GELU is nowhere below -0.16998
 
@@ -26,26 +29,19 @@ def keep_freed_memory() -> int:
     return torch.empty([32 * 1024 * 1024 - 65536], dtype=torch.uint8).numel()
 
 
-def int8_is_exact() -> bool:
-    """Tell whether oneDNN's u8 x s8 product is exact here.
+def quantize_weight(weight: Tensor, portable: bool = False) -> tuple[Tensor, Tensor]:
+    """Round ``[out, in]`` to int8, symmetric, one scale per output channel; return integers and scales ``[out]``.
 
-    x86 processors without VNNI add pairs of products in 16 bits, which saturate, and Arm's library differs.
+    :param portable: choose scales that keep every pair of neighbours within `PAIR_LIMIT`.
     """
-    if torch.ops.mkldnn._is_mkldnn_acl_supported():
-        return False
-    weight = torch.ops.onednn.qlinear_prepack(torch.full([16, 64], 127, dtype=torch.int8), None)
-    inputs = torch.full([16, 64], 255, dtype=torch.uint8)
-    zeros = torch.zeros([16], dtype=torch.int64)
-    product = torch.ops.onednn.qlinear_pointwise(
-        inputs, 1.0, 0, weight, torch.ones([16]), zeros, None, 1.0, 0, torch.float32, "none", [], ""
-    )
-    return bool((product == 255.0 * 127.0 * 64.0).all())
-
-
-def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Round ``[out, in]`` to int8, symmetric, one scale per output channel; return integers and scales ``[out]``."""
+    scale = weight.abs().amax(1) / 127
+    if portable:
+        even = weight.size(1) // 2 * 2
+        means = weight[:, 0:even:2] / 2 + weight[:, 1:even:2] / 2  # a sum might exceed float32
+        # A half less than the limit: that much two roundings may add in all. (The pad is for a single column.)
+        scale = torch.maximum(scale, functional.pad(means.abs(), (0, 1)).amax(1) / (PAIR_LIMIT / 2 - 0.25))
     # The floor is the one of PyTorch's observers: a channel of zeros must not divide by zero.
-    scale = (weight.abs().amax(1) / 127).clamp_min(torch.finfo(torch.float32).eps)
+    scale = scale.clamp_min(torch.finfo(torch.float32).eps)
     return torch.round(weight / scale[:, None]).to(torch.int8), scale
 
 
@@ -57,6 +53,12 @@ def steps_to_uint8(steps: Tensor) -> Tensor:
     return steps.clamp_(0.0, 255.0).to(torch.int16).to(torch.uint8)
 
 
+def multiply(inputs: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
+    """Return a Linear of ``inputs`` by oneDNN: PyTorch's own takes MKL, which is slow on AMD's processors."""
+    outputs: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, packed, bias, "none", [], "")
+    return outputs
+
+
 class Int8Linear(nn.Module):
     """What both int8 Linears share: int8 weights ``[out, in]``, a scale for each output, and the packed form."""
 
@@ -66,23 +68,25 @@ class Int8Linear(nn.Module):
     packed: Tensor
     zeros: Tensor
     exact: bool
+    native_bfloat16: bool
 
     def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor) -> None:
         super().__init__()
         self.weight, self.scale, self.bias = weight, scale, bias
-        self.packed, self.zeros, self.exact = weight, weight, False
+        self.packed, self.zeros, self.exact, self.native_bfloat16 = weight, weight, False, False
         self.pack()
 
     def pack(self) -> None:
         """Pack the weights for this processor; what the file keeps is the integers."""
-        self.exact = keep_freed_memory() > 0 and not self.weight.is_cuda and int8_is_exact()
+        self.exact = keep_freed_memory() > 0 and not self.weight.is_cuda and int8_is_exact(pairs_fit(self.weight))
+        self.native_bfloat16 = self.weight.is_cuda or bfloat16_is_native()
         self.zeros = torch.zeros([self.weight.size(0)], dtype=torch.int64)
         if self.exact:
             self.packed = torch.ops.onednn.qlinear_prepack(self.weight.clone(), None)  # packs in place
         elif self.weight.is_cuda:
             self.packed = self.weight.t()
         else:
-            self.packed = self.weight.to(torch.float32)
+            self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.to(torch.float32), None)
 
     def stored_bytes(self) -> int:
         """Return the bytes of what the file keeps."""
@@ -164,7 +168,7 @@ class StaticLinear(Int8Linear):
             quantized = steps_to_uint8(steps)
         if self.exact:
             dtype = torch.float32
-            if self.result == "bfloat16":
+            if self.result == "bfloat16" and self.native_bfloat16:
                 dtype = torch.bfloat16
             elif self.result == "uint8":
                 dtype = torch.uint8
@@ -185,7 +189,7 @@ class StaticLinear(Int8Linear):
             )
             return result
         centred = quantized.to(torch.float32) - self.zero_point
-        product = functional.linear(centred, self.packed) * self.scale + self.bias
+        product = multiply(centred, self.packed, None) * self.scale + self.bias
         if self.gelu:
             product = functional.gelu(product)
         if self.result == "uint8":
@@ -264,28 +268,57 @@ class TokenLinear(Int8Linear):
             )
         else:
             integers = (inputs / step).add_(zero_point + 0.5).floor_() - zero_point
-            scaled = functional.linear(integers, self.packed) * self.scale
+            scaled = multiply(integers, self.packed, None) * self.scale
         return torch.addcmul(self.bias, scaled, step)
 
 
 class FloatLinear(nn.Module):
-    """A Linear in bfloat16 or float32; float32 ``[..., in]`` -> float32 ``[..., out]``."""
+    """A Linear in bfloat16 or float32; float32 ``[..., in]`` -> float32 ``[..., out]``.
+
+    Where the processor emulates bfloat16, its weights are multiplied in float32.
+    """
 
     weight: Tensor
     bias: Tensor
+    packed: Tensor
+    native_bfloat16: bool
 
     def __init__(self, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> None:
         super().__init__()
-        self.register_buffer("weight", weight.to(dtype))
-        self.register_buffer("bias", bias.to(dtype))
+        self.weight, self.bias = weight.detach().to(dtype), bias.detach().to(dtype)
+        self.packed, self.native_bfloat16 = self.weight, False
+        self.pack()
+
+    def pack(self) -> None:
+        """Pack the weights for this processor; the file keeps them plain."""
+        self.native_bfloat16 = self.weight.is_cuda or bfloat16_is_native()
+        if self.weight.is_cuda or (self.native_bfloat16 and self.weight.dtype == torch.bfloat16):
+            self.packed = self.weight
+        else:
+            self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.to(torch.float32), None)
+
+    @torch.jit.export
+    def __getstate__(self) -> tuple[Tensor, Tensor, bool]:
+        """Return what the file keeps."""
+        return self.weight, self.bias, self.training
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[Tensor, Tensor, bool]) -> None:
+        """Pack what the file kept."""
+        self.weight = state[0]
+        self.bias = state[1]
+        self.training = state[2]
+        self.pack()
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Multiply in the weights' precision."""
+        if self.packed.is_mkldnn:
+            return multiply(inputs, self.packed, self.bias.to(torch.float32))
         return functional.linear(inputs.to(self.weight.dtype), self.weight, self.bias).to(torch.float32)
 
     def rows(self, start: int, stop: int) -> "FloatLinear":
         """Return the Linear of some of the outputs."""
-        return FloatLinear(self.weight[start:stop], self.bias[start:stop], self.weight.dtype)
+        return FloatLinear(self.weight[start:stop].clone(), self.bias[start:stop].clone(), self.weight.dtype)
 
     def stored_bytes(self) -> int:
         """Return the bytes of what the file keeps."""
@@ -376,7 +409,7 @@ class Block(nn.Module):
     def by_head(self, rows: Tensor, parts: int) -> Tensor:
         """Return ``[B, N, parts * D]`` as ``[parts, B, heads, N, head width]`` in attention's precision."""
         dtype = torch.float32
-        if self.reduced and (rows.is_cuda or torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+        if self.reduced and self.qkv.native_bfloat16:
             dtype = torch.bfloat16
         split = rows.view(rows.size(0), rows.size(1), parts, self.heads, -1)
         return split.permute(2, 0, 3, 1, 4).to(dtype).contiguous()

@@ -3,15 +3,18 @@
 import torch
 from torch import Tensor
 
+from dinoquant.recipes.int8.processor import PAIR_LIMIT
+
 BLOCK = 128  # columns corrected at once
 DAMPING = 0.01  # of the mean diagonal: the paper's
 
 
-def gptq(weight: Tensor, scale: Tensor, inputs: Tensor) -> Tensor:
+def gptq(weight: Tensor, scale: Tensor, inputs: Tensor, portable: bool = False) -> Tensor:
     """Return int8 ``[out, in]`` such that ``inputs`` times it, times ``scale``, is near ``inputs`` times ``weight``.
 
     :param scale: ``[out]``, fixed beforehand.
     :param inputs: ``[rows, in]``, as quantized as they will be.
+    :param portable: keep every pair of neighbours within `PAIR_LIMIT`; ``scale`` must leave room for it.
     """
     outputs, width = weight.shape
     inputs = inputs.double()
@@ -22,16 +25,18 @@ def gptq(weight: Tensor, scale: Tensor, inputs: Tensor) -> Tensor:
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian[order][:, order]))
     factor = torch.linalg.cholesky(inverse, upper=True)
     left = (weight.double() / scale.double()[:, None])[:, order]
-    rounded = torch.empty_like(left)
+    rounded = torch.zeros(outputs, width + width % 2, dtype=torch.float64)  # 0 until it is its turn
     for start in range(0, width, BLOCK):
         stop = min(start + BLOCK, width)
         errors = torch.empty(outputs, stop - start, dtype=torch.float64)
         for column in range(start, stop):
-            rounded[:, column] = torch.round(left[:, column]).clamp_(-127, 127)
-            error = (left[:, column] - rounded[:, column]) / factor[column, column]
+            integers = torch.round(left[:, column]).clamp_(-127, 127)
+            if portable:
+                neighbour = rounded[:, int(order[column]) ^ 1]
+                integers = integers.clamp(-PAIR_LIMIT - neighbour, PAIR_LIMIT - neighbour)
+            rounded[:, order[column]] = integers
+            error = (left[:, column] - integers) / factor[column, column]
             left[:, column:stop] -= error[:, None] * factor[column, column:stop]
             errors[:, column - start] = error
         left[:, stop:] -= errors @ factor[start:stop, stop:]
-    result = torch.empty(outputs, width, dtype=torch.int8)
-    result[:, order] = rounded.to(torch.int8)
-    return result
+    return rounded[:, :width].to(torch.int8)
