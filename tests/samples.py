@@ -58,8 +58,9 @@ BECAME = [
     "float16",
     "fp16 dynamic, stored as float32 (x86)",
 ]
+PRECISIONS = dict(zip(BECAME, ["fp32", "int8", "int8", "int8", "int8", "fp32", "bf16", "fp16", "fp32"], strict=True))
 BYTES = {name: 1 if name.startswith("int8") else 4 for name in BECAME} | {"bfloat16": 2, "float16": 2}
-AUDIT_COLUMNS = ["module", "kind", "quantizable", "reason", "asked", "became"]
+AUDIT_COLUMNS = ["module", "kind", "quantizable", "reason", "asked", "became", "precision"]
 AUDIT_COLUMNS += ["parameters", "bytes_before", "bytes_after"]
 
 
@@ -426,7 +427,8 @@ def _write_audit(path: Path, variant: str, became: str) -> Path:
             matrix_product = kind in ("Linear", "Conv2d")
             reason = "a matrix product" if matrix_product else "no recipe converts this kind"
             row = [name, kind, str(matrix_product).lower(), reason, recipe if kind in kinds else ""]
-            row += [became if kind in kinds else "fp32", parameters, 4 * parameters]
+            row += [became, PRECISIONS[became]] if kind in kinds else ["fp32", "fp32"]
+            row += [parameters, 4 * parameters]
             writer.writerow([*row, (BYTES[became] if kind in kinds else 4) * parameters])
     return path
 

@@ -1,6 +1,7 @@
 """What a person is told about a config that cannot work, and what a good one is completed to."""
 
 import copy
+import inspect
 import re
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import yaml
 from dinoquant import runtimes
 from dinoquant.config import complete, unsupported
 from dinoquant.errors import UserError
+from dinoquant.recipes import recipes
+from dinoquant.recipes.base import load_recipe
 from dinoquant.runtimes import RUNTIMES
 
 ROOT = Path(__file__).parents[1]
@@ -124,17 +127,25 @@ def test_every_key_has_a_description_and_a_default_or_is_required() -> None:
             check(resolved, f"{where}.{key}")
 
     check(SCHEMA, "config")
-    for recipes in (SCHEMA["$defs"]["recipes"], *SCHEMA["$defs"]["runtimes"].values()):
-        for name, recipe in recipes.items():
+    for entries in (SCHEMA["$defs"]["recipes"], *SCHEMA["$defs"]["runtimes"].values()):
+        for name, recipe in entries.items():
             check(recipe, name)
 
 
-def test_schema_and_registries_know_the_same_runtimes_and_recipes() -> None:
+def test_every_recipe_has_a_module_with_the_same_interface() -> None:
+    for name in recipes():
+        found = inspect.signature(load_recipe(name).quantize, eval_str=True)
+        assert list(found.parameters) == ["model", "options", "calibration", "sensitivity"], name
+
+
+def test_schema_and_registry_know_the_same_runtimes() -> None:
     listed = SCHEMA["properties"]["variants"]["additionalProperties"]["properties"]["runtime"]["enum"]
     assert set(listed) == set(RUNTIMES) == {"torchscript", *SCHEMA["$defs"]["runtimes"]}
-    for runtime, known in RUNTIMES.items():
+    for runtime in RUNTIMES:
         described = SCHEMA["$defs"]["runtimes"].get(runtime, SCHEMA["$defs"]["recipes"])
-        assert set(described) == set(known.recipes)
+        assert list(described) == list(recipes(runtime))
+        assert {recipe.precision for recipe in recipes(runtime).values()} <= {"int8", "bf16", "fp16", "fp32"}
+        assert all(bool(recipe.module) == (runtime == "torchscript") for recipe in recipes(runtime).values())
 
 
 def chosen(presets: list[str] | str, variants: dict[str, Any]) -> dict[str, Any]:

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from dinoquant.config import complete
 from dinoquant.errors import UserError
-from dinoquant.recipes.int8.assemble import split_range, static_steps
-from dinoquant.recipes.int8.blocks import GELU_MINIMUM, TokenLinear, quantize_weight, steps_to_uint8
 from dinoquant.recipes.int8.calibration import Observed
+from dinoquant.recipes.int8.layers import GELU_MINIMUM, TokenLinear, quantize_weight, steps_to_uint8
+from dinoquant.recipes.int8.scales import split_range, static_steps
 
 ROOT = Path(__file__).parents[1]
 SCHEMA = yaml.safe_load((ROOT / "workflow/schemas/config.schema.yaml").read_text())

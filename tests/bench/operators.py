@@ -52,9 +52,8 @@ def main() -> None:
         quantized = smooth.quantize(model, OPTIONS, images)
         export(quantized, path, "int8-smooth", OPTIONS, described)
         audit.write(Path(folder) / "audit.csv", model, "int8-smooth", quantized)
-        became = limits.read_became(Path(folder) / "audit.csv")
         needed = operations.needed(model, operations.macs(model))
-        macs = limits.macs_by_precision(needed, became, "int8-smooth")
+        macs = limits.macs_by_precision(needed, limits.read_precisions(Path(folder) / "audit.csv"))
         variant, file = limits.Model(macs, path.stat().st_size), load(path)
     speeds = machine["gemm_flops"]
     print(f"one large product: int8 {1e-12 * speeds['int8']:.2f} TOP/s, bf16 {1e-12 * speeds['bf16']:.2f} TOP/s")

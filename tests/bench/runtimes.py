@@ -6,7 +6,6 @@ images and weights, from the folder that DINOQUANT_REAL_DATA names.
 """
 
 import argparse
-import importlib
 import os
 import tempfile
 from contextlib import ExitStack
@@ -32,6 +31,7 @@ from dinoquant.measure.intervals import interval, median
 from dinoquant.measure.rounds import calls_per_block, warm_up
 from dinoquant.network import architecture, checkpoint
 from dinoquant.network.export import export
+from dinoquant.recipes.base import load_recipe
 from dinoquant.runtimes import RUNTIMES, TORCHSCRIPT, files, missing, onnx_file, recipe_of
 from dinoquant.runtimes.convert import convert
 from dinoquant.runtimes.opened import RemoteModel
@@ -83,13 +83,13 @@ def entries(
     if not missing("onnxruntime") and any(RUNTIMES[variant["runtime"]].peer for variant in variants.values()):
         onnx_file.write(network, info["image_size"], folder / "model.onnx")
     for name, variant in tqdm(variants.items(), desc="making", disable=None):
-        runtime, recipe = variant["runtime"], recipe_of(variant)
+        runtime = variant["runtime"]
         path = folder / name / f"model{RUNTIMES[runtime].suffixes[0]}"
         path.parent.mkdir(exist_ok=True)
         try:
             if runtime == TORCHSCRIPT:
-                module = importlib.import_module(f"dinoquant.recipes.{recipe.module}")
-                export(module.quantize(network, variant, calibration), path, name, variant, info)
+                quantized = load_recipe(variant["recipe"]).quantize(network, variant, calibration)
+                export(quantized, path, name, variant, info)
             elif not path.exists():
                 source, images = folder / RUNTIMES[runtime].source, calibration.numpy()
                 convert(source, path, name, variant, info, fp32=fp32, images=images, threads=options.threads)

@@ -1,18 +1,18 @@
 """Attention maps come out of every recipe's own file, and are those of the network that was written to it."""
 
-import importlib
 import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 
 from dinoquant.judge.attention import NoAttentionError, cls_attention
 from dinoquant.network.export import export, load
-from dinoquant.recipes import RECIPES
+from dinoquant.recipes.base import load_recipe
 from samples import photographs, tiny_vit
 
 CARD = {"architecture": "tiny", "image_size": 32, "mean": [0.5] * 3, "std": [0.5] * 3}
@@ -38,13 +38,15 @@ def images() -> Tensor:
     return photographs(3, seed=1)
 
 
-def write(network: nn.Module, options: dict[str, Any], path: Path) -> tuple[nn.Module, torch.jit.ScriptModule]:
+def write(
+    network: nn.Module, options: dict[str, Any], path: Path, size: int = 32
+) -> tuple[nn.Module, torch.jit.ScriptModule]:
     """Return what the recipe makes of the network, and the same from its file."""
-    recipe = importlib.import_module(f"dinoquant.recipes.{RECIPES[options['recipe']].module}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        quantized = recipe.quantize(network, options, photographs(8, seed=2))
-        export(quantized, path, "variant", options, CARD)
+        calibration = torch.nn.functional.interpolate(photographs(8, seed=2), size=size)
+        quantized = load_recipe(options["recipe"]).quantize(network, options, calibration)
+        export(quantized, path, "variant", options, CARD | {"image_size": size})
     return quantized.module, load(path)
 
 
@@ -99,6 +101,20 @@ def test_registers_are_no_patches(images: Tensor) -> None:
     network = tiny_vit(reg_tokens=2)
     found = cls_attention(network, images.split(1), {**INFO, "prefix_tokens": 3})
     np.testing.assert_allclose(found, hooked(network, images), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["fp32", "int8-per-token", "int8-smooth"])
+def test_where_the_head_reads_two_tokens_it_is_the_last_blocks_too(name: str, images: Tensor, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = timm.create_model("deit_tiny_distilled_patch16_224", img_size=64, num_classes=0)
+    network.eval().requires_grad_(False)
+    network.blocks[-1].attn.qkv.weight[: 2 * network.embed_dim] *= 8  # seeded weights attend to all alike
+    photos = torch.nn.functional.interpolate(images, size=64)
+    _, loaded = write(network, VARIANTS[name], tmp_path / "model.pt", size=64)
+    info = {**INFO, "image_size": 64, "patch_size": 16, "prefix_tokens": 2}
+    found, fp32 = cls_attention(loaded, photos.split(1), info), hooked(network, photos)
+    assert fp32.std() > 0.02, "an even attention would prove nothing"
+    assert np.corrcoef(found.ravel(), fp32.ravel())[0, 1] > (1 - 1e-6 if name in EXACT else 0.9)
 
 
 def test_what_shows_no_attention_says_why(images: Tensor) -> None:

@@ -18,7 +18,8 @@ from dinoquant.files import read_rows, write_rows
 from dinoquant.judge import sensitivity
 from dinoquant.judge.sensitivity import UNCHANGED, changed_features, units
 from dinoquant.network import architecture
-from dinoquant.recipes.int8.assemble import FP32, PER_TOKEN, STATIC, assemble, targets
+from dinoquant.recipes.anatomy.families import targets
+from dinoquant.recipes.int8.assemble import FP32, PER_TOKEN, STATIC, assemble
 from dinoquant.recipes.int8.calibration import Observed, observe
 from dinoquant.report.figures import sensitivity as figure
 from dinoquant.report.figures.style import use_style

@@ -1,6 +1,5 @@
 """The shortest time of a call: which products run in which precision, and which of the machine's roofs bounds them."""
 
-import importlib
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,8 @@ import torch
 from dinoquant.files import read_rows
 from dinoquant.measure import limits
 from dinoquant.network import audit, operations
-from dinoquant.recipes import RECIPES
+from dinoquant.recipes import recipes
+from dinoquant.recipes.base import load_recipe
 from samples import photographs, tiny_vit
 
 MODULES = {"modules": ["Linear"], "weights": "per-channel", "engine": "auto", "observer": "minmax"}
@@ -40,24 +40,20 @@ EXPECTED: dict[str, dict[str, int]] = {
 @torch.no_grad()
 def test_precisions_follow_the_audit(name: str, tmp_path: Path) -> None:
     network = tiny_vit()
-    recipe = importlib.import_module(f"dinoquant.recipes.{RECIPES[name].module}")
-    quantized = recipe.quantize(network, {"recipe": name, "attention": "bf16", **MODULES, **MIXED}, photographs(8, 0))
+    options = {"recipe": name, "attention": "bf16", **MODULES, **MIXED}
+    quantized = load_recipe(name).quantize(network, options, photographs(8, 0))
     audit.write(tmp_path / "audit.csv", network, name, quantized)
-    became = limits.read_became(tmp_path / "audit.csv")
-    assert limits.macs_by_precision(operations.macs(network), became, name) == EXPECTED[name]
-
-
-def test_every_recipe_is_looked_at() -> None:
-    assert set(EXPECTED) == {name for name, recipe in RECIPES.items() if not recipe.sensitivity}  # int8-auto: as mixed
+    precisions = limits.read_precisions(tmp_path / "audit.csv")
+    assert limits.macs_by_precision(operations.macs(network), precisions) == EXPECTED[name]
 
 
 def test_without_an_audit_the_recipe_tells() -> None:
-    macs = {"one": 3, "two": 4}
-    for recipe, expected in (("fp32", "fp32"), ("bf16", "bf16"), ("int8-nncf", "int8"), ("ternary", None)):
-        assert limits.macs_by_precision(macs, None, recipe) == {expected: 7}
+    expected = {"fp32": "fp32", "bf16": "bf16", "int8-nncf": "int8"}
+    assert {name: recipe.precision for name, recipe in recipes("openvino").items()} == expected
+    assert limits.macs_by_precision({"one": 3, "two": 4}, "int8") == {"int8": 7}
 
 
-def limit(macs: dict[str | None, int], file_bytes: int, batch_size: int = 1, **machine: Any) -> limits.Row:
+def limit(macs: dict[str, int], file_bytes: int, batch_size: int = 1, **machine: Any) -> limits.Row:
     return limits.limit(limits.Model(macs, file_bytes), batch_size, **INFO, machine=MACHINE | machine)
 
 
@@ -79,8 +75,8 @@ def test_a_precision_that_the_machine_emulates_is_no_slower_than_float32() -> No
     assert found["limit_ms"] == pytest.approx(2000)
 
 
-@pytest.mark.parametrize("macs", [{"fp16": 10**9}, {None: 10**9}, {"fp32": 10**9, None: 1}])
-def test_what_is_not_known_is_missing(macs: dict[str | None, int], tmp_path: Path) -> None:
+@pytest.mark.parametrize("macs", [{"fp16": 10**9}, {"ternary": 10**9}, {"fp32": 10**9, "fp16": 1}])
+def test_what_is_not_known_is_missing(macs: dict[str, int], tmp_path: Path) -> None:
     models = {"x": limits.Model(macs, 1000)}
     table = limits.rows(models, [MACHINE], INFO, [("cpu", "x")], [1, 4])
     limits.write(tmp_path / "limits.csv", table)

@@ -13,23 +13,11 @@ from torch.nn import functional
 from torch.nn.functional import cosine_similarity
 
 from dinoquant.errors import UserError
-from dinoquant.recipes.int8 import blocks
-from dinoquant.recipes.int8.assemble import (
-    BF16,
-    EXTRA,
-    FP32,
-    PER_TOKEN,
-    PRECISIONS,
-    STATIC,
-    Split,
-    assemble,
-    colour_steps,
-    require_plain,
-    split_range,
-    static_steps,
-    targets,
-)
+from dinoquant.recipes.anatomy.families import anatomy_of, targets
+from dinoquant.recipes.int8.assemble import BF16, FP32, PER_TOKEN, PRECISIONS, STATIC, assemble
 from dinoquant.recipes.int8.calibration import Observed, observe
+from dinoquant.recipes.int8.layers import GELU_MINIMUM
+from dinoquant.recipes.int8.scales import EXTRA, Split, colour_steps, split_range, static_steps
 from samples import photographs, tiny_vit
 
 LINEARS = ["attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"]
@@ -234,7 +222,7 @@ class TestSplit:
     def test_the_steps_cover_what_gelu_yields(self, clip: float) -> None:
         split = Split(clip, torch.zeros(3, dtype=torch.int64))
         assert 0 <= split.zero_point <= 255
-        values = torch.linspace(-blocks.GELU_MINIMUM, clip, 300).view(100, 3)
+        values = torch.linspace(-GELU_MINIMUM, clip, 300).view(100, 3)
         assert (split.round(values) - values).abs().max() <= split.step * 1.001
 
 
@@ -399,7 +387,7 @@ def observe_without_gradients(network: VisionTransformer, images: Tensor) -> dic
 def test_other_transformers_are_refused_by_the_part_that_differs(options: dict[str, Any], part: str) -> None:
     network = tiny_vit(**options)
     with pytest.raises(UserError, match=part + ".*Use int8-dynamic or int8-weight-only"):
-        require_plain(network)
+        anatomy_of(network).blocks()
     with pytest.raises(UserError, match=part):
         assemble(network, dict.fromkeys(targets(network), FP32), {})
 
@@ -414,23 +402,18 @@ def test_other_transformers_are_refused_by_the_part_that_differs(options: dict[s
 )
 def test_other_blocks_and_mlps_are_refused(options: dict[str, Any], part: str) -> None:
     with pytest.raises(UserError, match=part):
-        require_plain(tiny_vit(**options))
+        anatomy_of(tiny_vit(**options)).blocks()
 
 
 def test_gated_attention_is_refused() -> None:
     network = tiny_vit()
     network.blocks[1].attn.gate = nn.Linear(64, 64)
     with pytest.raises(UserError, match=r"blocks\.1\.attn is a Attention"):
-        require_plain(network)
+        anatomy_of(network).blocks()
 
 
 def test_a_patch_embedding_that_overlaps_is_refused() -> None:
     network = tiny_vit()
     network.patch_embed.proj = nn.Conv2d(3, 64, 8, 8, padding=1)
     with pytest.raises(UserError, match=r"patch_embed\.proj is not a convolution over separate square patches"):
-        require_plain(network)
-
-
-def test_dinos_own_transformer_is_plain(network: VisionTransformer) -> None:
-    require_plain(network)
-    assert targets(network) == ["patch_embed.proj", *(f"blocks.{i}.{name}" for i in range(2) for name in LINEARS)]
+        anatomy_of(network).patch_embedding()

@@ -11,10 +11,11 @@ from torch.nn.functional import cosine_similarity
 
 from dinoquant.errors import UserError
 from dinoquant.network import architecture, audit
-from dinoquant.recipes import RECIPES, auto
+from dinoquant.recipes import auto, recipes
+from dinoquant.recipes.anatomy.families import targets
 from dinoquant.recipes.auto import cheapest, loses, raise_precisions
 from dinoquant.recipes.base import Quantized
-from dinoquant.recipes.int8.assemble import BF16, FP32, PER_TOKEN, STATIC, targets
+from dinoquant.recipes.int8.assemble import BF16, FP32, PER_TOKEN, STATIC
 
 SIZE = 64
 OPTIONS = {"recipe": "int8-auto", "cosine": 0.998, "knn_drop": 0.3, "attention": "bf16"}
@@ -197,4 +198,4 @@ def test_calibration_images_are_needed(network: nn.Module) -> None:
 
 
 def test_only_recipes_that_ask_for_the_table_get_it() -> None:
-    assert [name for name, recipe in RECIPES.items() if recipe.sensitivity] == ["int8-auto"]
+    assert [name for name, recipe in recipes().items() if recipe.sensitivity] == ["int8-auto"]

@@ -9,16 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dinoquant.recipes.int8 import blocks
-from dinoquant.recipes.int8.assemble import FP32, assemble, targets
-from dinoquant.recipes.int8.blocks import (
-    FloatLinear,
-    Patches,
-    StaticLinear,
-    TokenLinear,
-    quantize_weight,
-    steps_to_uint8,
-)
+from dinoquant.recipes.anatomy.families import targets
+from dinoquant.recipes.int8 import layers, transformer
+from dinoquant.recipes.int8.assemble import FP32, assemble
+from dinoquant.recipes.int8.layers import FloatLinear, StaticLinear, TokenLinear, quantize_weight, steps_to_uint8
+from dinoquant.recipes.int8.transformer import LastBlock, Patches
 from samples import tiny_vit
 
 IN, OUT, TOKENS = 72, 48, 20  # of 8 a multiple, but of no vector register's width
@@ -35,8 +30,8 @@ def noise() -> Callable[..., Tensor]:
 def arithmetic(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The integer product of this processor if it is exact here, and the one in float32 of processors without it."""
     if request.param == "float32":
-        monkeypatch.setattr(blocks, "int8_is_exact", lambda portable: False)
-    elif not blocks.int8_is_exact(portable=False):
+        monkeypatch.setattr(layers, "int8_is_exact", lambda portable: False)
+    elif not layers.int8_is_exact(portable=False):
         pytest.skip("this processor has no exact int8 product")
     return str(request.param)
 
@@ -99,7 +94,7 @@ def test_static_linear_is_the_integer_product(
 
 
 def test_results_have_the_type_asked_for(noise: Callable[..., Tensor]) -> None:
-    if not blocks.int8_is_exact(portable=False):
+    if not layers.int8_is_exact(portable=False):
         pytest.skip("without the exact int8 product, results are float32")
     assert static(noise, result="bfloat16")(noise(3, IN)).dtype == torch.bfloat16
     assert static(noise)(noise(3, IN)).dtype == torch.float32
@@ -169,7 +164,7 @@ def test_odd_tokens(after_gelu: bool, noise: Callable[..., Tensor]) -> None:
 
 
 def test_what_gelu_yields_fits_into_the_steps_below_zero(noise: Callable[..., Tensor]) -> None:
-    assert -functional.gelu(torch.linspace(-2, 0, 100_001)).min() <= blocks.GELU_MINIMUM
+    assert -functional.gelu(torch.linspace(-2, 0, 100_001)).min() <= layers.GELU_MINIMUM
     linear = token(noise, after_gelu=True)
     lowest = functional.gelu(torch.full((1, IN), -0.7518))
     expected = functional.linear(lowest, linear.weight * linear.scale[:, None], linear.bias)
@@ -247,7 +242,7 @@ def timm_blocks() -> list[nn.Module]:
     return [*tiny_vit().blocks, tiny_vit(init_values=1.0, qkv_bias=False, num_heads=4).blocks[0]]
 
 
-def plain(block: nn.Module, attention: torch.dtype) -> blocks.Block:
+def plain(block: nn.Module, attention: torch.dtype) -> transformer.Block:
     """Return ``block`` with Linears in float32, and none of what int8 needs."""
     width = block.attn.head_dim
     scale = torch.ones(block.attn.qkv.out_features)
@@ -264,7 +259,7 @@ def plain(block: nn.Module, attention: torch.dtype) -> blocks.Block:
         linear(block.mlp.fc2, getattr(block.ls2, "gamma", 1.0)),
     )
     norms = (block.norm1, block.norm2)
-    return blocks.Block(block.attn.num_heads, norms, linears, attention, 0.0, (True, 1.0, 0.0))
+    return transformer.Block(block.attn.num_heads, norms, linears, attention, 0.0, (True, 1.0, 0.0))
 
 
 @pytest.mark.parametrize("batch", [1, 3])
@@ -327,16 +322,17 @@ def test_all_float32_is_the_model(noise: Callable[..., Tensor]) -> None:
     torch.testing.assert_close(changed(images), network(images), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("read", [1, 2, 5])
 @pytest.mark.parametrize("attention", [torch.float32, torch.bfloat16])
-def test_the_last_block_computes_the_first_token_alone(
-    attention: torch.dtype, timm_blocks: list[nn.Module], noise: Callable[..., Tensor]
+def test_the_last_block_computes_only_the_tokens_that_are_read(
+    attention: torch.dtype, read: int, timm_blocks: list[nn.Module], noise: Callable[..., Tensor]
 ) -> None:
     block = plain(timm_blocks[0], attention)
     tokens = noise(3, 17, block.qkv.weight.shape[1])
     with torch.no_grad():
-        whole, first = block(tokens.clone()), blocks.LastBlock(block)(tokens.clone())
-    assert first.shape == (3, 1, whole.shape[2])
-    torch.testing.assert_close(first, whole[:, :1], rtol=1e-4, atol=1e-4 if attention == torch.float32 else 1e-2)
+        whole, first = block(tokens.clone()), LastBlock(block, read)(tokens.clone())
+    assert first.shape == (3, read, whole.shape[2])
+    torch.testing.assert_close(first, whole[:, :read], rtol=1e-4, atol=1e-4 if attention == torch.float32 else 1e-2)
 
 
 def test_bytes_are_those_of_integers_scales_and_biases(noise: Callable[..., Tensor]) -> None:
@@ -345,5 +341,5 @@ def test_bytes_are_those_of_integers_scales_and_biases(noise: Callable[..., Tens
 
 
 def test_the_block_of_memory_is_just_below_the_allocators_largest_threshold() -> None:
-    assert blocks.keep_freed_memory() < 32 * 1024**2
-    assert blocks.keep_freed_memory() > 31 * 1024**2
+    assert layers.free_large_block() < 32 * 1024**2
+    assert layers.free_large_block() > 31 * 1024**2

@@ -1,6 +1,5 @@
 """The recipes that keep trained features: their files load in stock PyTorch, on any processor, at any batch size."""
 
-import importlib
 import io
 import os
 import platform
@@ -22,9 +21,10 @@ from dinoquant.data.preprocess import preprocess
 from dinoquant.errors import UserError
 from dinoquant.network import architecture, checkpoint
 from dinoquant.network.export import export, load
-from dinoquant.recipes import RECIPES
-from dinoquant.recipes.base import Quantized
-from dinoquant.recipes.int8.assemble import PER_TOKEN, STATIC, targets
+from dinoquant.recipes import recipes
+from dinoquant.recipes.anatomy.families import targets
+from dinoquant.recipes.base import Quantized, load_recipe
+from dinoquant.recipes.int8.assemble import PER_TOKEN, STATIC
 from dinoquant.recipes.int8.processor import int8_is_exact
 from dinoquant.recipes.mixed import choose
 from samples import photographs, tiny_vit
@@ -66,9 +66,7 @@ assert not {"dinoquant", "timm", "torchvision"} & set(sys.modules), "imported mo
 
 
 def quantize(network: nn.Module, options: Mapping[str, Any], calibration: Tensor | None = None) -> Quantized:
-    recipe = importlib.import_module(f"dinoquant.recipes.{RECIPES[options['recipe']].module}")
-    quantized: Quantized = recipe.quantize(network, options, calibration)
-    return quantized
+    return load_recipe(options["recipe"]).quantize(network, options, calibration)
 
 
 def write(quantized: Quantized, path: Path, options: Mapping[str, Any], size: int = 32) -> None:
@@ -189,7 +187,7 @@ def test_the_float_model_is_not_changed(name: str, images: Tensor) -> None:
 @pytest.mark.parametrize("calibration", [None, torch.empty(0, 3, 32, 32)])
 def test_static_scales_need_calibration_images(network: nn.Module, calibration: Tensor | None) -> None:
     for name in ("int8-smooth", "int8-mixed"):
-        assert RECIPES[name].calibrated
+        assert recipes()[name].calibrated
         with pytest.raises(UserError, match=rf"{name} needs calibration images.*dataset\.calibration_images"):
             quantize(network, VARIANTS[name], calibration)
 

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dinoquant.recipes.int8.blocks import quantize_weight
 from dinoquant.recipes.int8.gptq import gptq
+from dinoquant.recipes.int8.layers import quantize_weight
 from dinoquant.recipes.int8.processor import pairs_fit
 
 shapes = st.tuples(st.integers(1, 6), st.integers(1, 9))

@@ -1,7 +1,6 @@
 """The recipes: they convert what they say, keep the features, and write files that stock PyTorch loads."""
 
 import copy
-import importlib
 import io
 import json
 import os
@@ -25,8 +24,7 @@ from dinoquant.errors import UserError
 from dinoquant.network import architecture, checkpoint
 from dinoquant.network.card import read_card
 from dinoquant.network.export import export, load
-from dinoquant.recipes import RECIPES
-from dinoquant.recipes.base import Quantized, converted, deprecations_known, require_converted
+from dinoquant.recipes.base import Quantized, converted, deprecations_known, load_recipe, require_converted
 from dinoquant.recipes.packed import describe
 from dinoquant.recipes.patch_embedding import PatchLinear, is_patch_embedding
 
@@ -70,8 +68,7 @@ def images() -> torch.Tensor:
 
 
 def quantize(network: nn.Module, options: dict[str, Any], calibration: torch.Tensor | None = None) -> Quantized:
-    recipe = importlib.import_module(f"dinoquant.recipes.{RECIPES[options['recipe']].module}")
-    return recipe.quantize(network, options, calibration)
+    return load_recipe(options["recipe"]).quantize(network, options, calibration)
 
 
 def write(quantized: Quantized, network: nn.Module, path: Path, options: dict[str, Any]) -> None:

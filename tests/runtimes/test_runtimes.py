@@ -21,9 +21,8 @@ from dinoquant.errors import UserError
 from dinoquant.files import write_json
 from dinoquant.network import architecture
 from dinoquant.network.export import export
-from dinoquant.recipes import Recipe
 from dinoquant.recipes.base import Quantized
-from dinoquant.recipes.int8.blocks import int8_is_exact
+from dinoquant.recipes.int8.processor import int8_is_exact
 from dinoquant.runtimes import footprint, inductor, onnx_file, remote
 from dinoquant.runtimes.convert import int8_saturates
 from dinoquant.runtimes.opened import open_model
@@ -52,7 +51,7 @@ def connection(monkeypatch: pytest.MonkeyPatch) -> Iterator[Connection]:
 
     fake.prepare = lambda threads, device: types.SimpleNamespace(load=load)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, fake.__name__, fake)
-    entry = runtimes.Runtime((".fake",), {"fp32": Recipe("fp32")}, libraries=("numpy",))
+    entry = runtimes.Runtime((".fake",), libraries=("numpy",))
     monkeypatch.setattr(runtimes, "RUNTIMES", runtimes.RUNTIMES | {"fake": entry})
     monkeypatch.setattr("dinoquant.runtimes.worker.RUNTIMES", runtimes.RUNTIMES)
     ours, theirs = Pipe()

@@ -40,7 +40,7 @@ rule derive_limits:
     params:
         config=tidy(
             {
-                "recipes": {variant: VARIANTS[variant]["recipe"] for variant in VARIANTS},
+                "precisions": {variant: recipe_of(variant).precision for variant in VARIANTS},
                 "measured": MEASURED,
                 "batch_sizes": BATCH_SIZES,
             }

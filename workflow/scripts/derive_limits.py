@@ -22,13 +22,13 @@ if __name__ == "__main__":
             with torch.device("meta"):  # shapes are all it takes
                 network = architecture.build(info["architecture"], info["image_size"])
                 macs = operations.needed(network, operations.macs(network))
-            audits = {Path(path).parent.name: limits.read_became(path) for path in inputs.audits}
+            audits = {Path(path).parent.name: limits.read_precisions(path) for path in inputs.audits}
             models = {
                 variant: limits.Model(
-                    limits.macs_by_precision(macs, audits.get(variant), recipe),
+                    limits.macs_by_precision(macs, audits.get(variant, precision)),
                     sum(path.stat().st_size for path in map(Path, inputs.models) if path.parent.name == variant),
                 )
-                for variant, recipe in config["recipes"].items()
+                for variant, precision in config["precisions"].items()
             }
             table = limits.rows(
                 models, map(read_json, inputs.machines), info, config["measured"], config["batch_sizes"]

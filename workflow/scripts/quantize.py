@@ -1,6 +1,5 @@
 """Make one variant of the float32 model by its recipe, and audit what became of each module."""
 
-import importlib
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,7 +8,8 @@ from dinoquant.files import read_json, read_rows
 from dinoquant.job import job, span
 from dinoquant.network import architecture, audit, checkpoint
 from dinoquant.network.export import export
-from dinoquant.recipes import RECIPES
+from dinoquant.recipes import recipes
+from dinoquant.recipes.base import load_recipe
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -20,8 +20,7 @@ if __name__ == "__main__":
         options = snakemake.params.config["recipe"]
         torch.set_num_threads(snakemake.threads)
         info = read_json(snakemake.input.info)
-        registered = RECIPES[options["recipe"]]
-        recipe = importlib.import_module(f"dinoquant.recipes.{registered.module}")
+        registered = recipes()[options["recipe"]]
         with span("quantize"):
             network = architecture.build(info["architecture"], info["image_size"])
             checkpoint.fit(network, checkpoint.load_state_dict(snakemake.input.state_dict))
@@ -31,7 +30,7 @@ if __name__ == "__main__":
                 from dinoquant.data.preprocess import calibration_images
 
                 calibration = calibration_images(snakemake.input.images, snakemake.input.manifest, info)
-            measured = {"sensitivity": read_rows(snakemake.input.sensitivity)} if registered.sensitivity else {}
-            quantized = recipe.quantize(network, options, calibration, **measured)
+            sensitivity = read_rows(snakemake.input.sensitivity) if registered.sensitivity else ()
+            quantized = load_recipe(options["recipe"]).quantize(network, options, calibration, sensitivity)
             export(quantized, snakemake.output.model, snakemake.wildcards.variant, options, info)
             audit.write(snakemake.output.audit, network, options["recipe"], quantized)

@@ -45,7 +45,7 @@ def cls_attention(model: Callable[[Tensor], Tensor], images: Iterable[Tensor], i
     side = info["image_size"] // info["patch_size"]
     maps = []
     for image in images:
-        with _AttentionRecorder(side * side + info["prefix_tokens"]) as recorder:
+        with _AttentionRecorder(side * side + info["prefix_tokens"], info["prefix_tokens"]) as recorder:
             model(image)
         maps.append(recorder.shares()[:, info["prefix_tokens"] :].unflatten(-1, (side, side)))
     return torch.stack(maps).cpu().numpy()
@@ -64,13 +64,14 @@ class _AttentionRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  #
 
     PyTorch shows such a mode every operator, also those that TorchScript's interpreter calls. Attention is either one
     operator on queries and keys, or ends in a matrix ``[heads, tokens, tokens]`` that the values are multiplied with;
-    ``[heads, 1, tokens]`` in a last block that computes nothing but its first token. Whatever positive factor a recipe
-    leaves out of that matrix's rows cancels in their shares.
+    ``[heads, M, tokens]`` in a last block that computes only the M prefix tokens that the head reads. Whatever positive
+    factor a recipe leaves out of that matrix's rows cancels in their shares.
     """
 
-    def __init__(self, tokens: int) -> None:
+    def __init__(self, tokens: int, prefix_tokens: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # not typed in torch
         self.tokens = tokens
+        self.queries = (*range(1, prefix_tokens + 1), tokens)
         self.weights: Tensor | None = None
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -84,7 +85,7 @@ class _AttentionRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  #
         return result
 
     def _is_attention(self, shape: torch.Size) -> bool:
-        return shape[1] == self.tokens and shape[0] in (1, self.tokens)
+        return shape[1] == self.tokens and shape[0] in self.queries
 
     def shares(self) -> Tensor:
         """Return how the first token divides its attention: float32 ``[heads, tokens]``."""

@@ -1,9 +1,8 @@
 """Measure what each Linear alone costs the features and the k-NN accuracy once it is quantized, all else in float32."""
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -14,37 +13,43 @@ from tqdm import tqdm
 from dinoquant.judge.fidelity import cosine
 from dinoquant.judge.knn import predict
 from dinoquant.recipes import onednn
+from dinoquant.recipes.anatomy.description import KINDS, Block
+from dinoquant.recipes.anatomy.families import anatomy_of
 from dinoquant.recipes.base import scripted
-from dinoquant.recipes.int8.assemble import (
-    FP32,
-    KINDS,
-    PATCHES,
-    PER_TOKEN,
-    STATIC,
-    build_block,
-    build_patches,
-    require_plain,
-)
+from dinoquant.recipes.int8.assemble import FP32, PER_TOKEN, STATIC, build_block, build_patches
 from dinoquant.recipes.int8.calibration import Observed
 
-COLUMNS = (
-    "module",
-    "kind",
-    "block",
-    "precision",
-    "images",
-    "cosine_mean",
-    "cosine_p5",
-    "knn_top1_drop",
-    "knn_agreement",
-    "macs",
-    "parameters",
-)
 MEASURED = (STATIC, PER_TOKEN)
 BATCH = 16
 
 Change = tuple[str, str]  # a module's name, or "*." and a kind; and its precision
 UNCHANGED: Change = ("", FP32)
+
+
+class Row(TypedDict):
+    """What one change alone does, in `sensitivity.csv`; images whose prediction changed are counted against fp32's."""
+
+    module: str
+    kind: str
+    block: int | None
+    precision: str
+    images: int
+    cosine_mean: float
+    cosine_p5: float
+    knn_top1_drop: float | None  # points; None where no bank has labels
+    knn_agreement: float | None  # percent; likewise
+    macs: int
+    parameters: int
+
+
+COLUMNS = tuple(Row.__annotations__)
+
+
+class Knn(TypedDict):
+    """How images are classified."""
+
+    k: int
+    temperature: float
 
 
 @dataclass(frozen=True)
@@ -59,30 +64,30 @@ class Unit:
 
 
 @torch.no_grad()
-def units(model: Any, image: Tensor) -> list[Unit]:
+def units(model: nn.Module, image: Tensor) -> list[Unit]:
     """Return the modules in order, then the kinds, which are named ``*.mlp.fc2``; ``image`` ``[1, 3, S, S]``."""
-    rows: dict[str, int] = {}
-    places = {PATCHES: (PATCHES, None)} | {
-        f"blocks.{block}.{kind}": (kind, block) for block in range(len(model.blocks)) for kind in KINDS
-    }
-    hooks = [model.get_submodule(name).register_forward_hook(_count(name, rows)) for name in places]
+    network = anatomy_of(model)
+    macs: dict[str, int] = {}
+    hooks = [model.get_submodule(name).register_forward_hook(_count(name, macs)) for name in network.targets]
     model(image)
     for hook in hooks:
         hook.remove()
-    found = []
-    for name, (kind, block) in places.items():
-        module: Any = model.get_submodule(name)
-        parameters = sum(parameter.numel() for parameter in module.parameters())
-        found.append(Unit(name, kind, block, rows[name] * module.weight.numel(), parameters))
-    for kind in (PATCHES, *KINDS):
-        group = [unit for unit in found if unit.kind == kind]
-        macs, parameters = sum(unit.macs for unit in group), sum(unit.parameters for unit in group)
-        found.append(Unit(f"*.{kind}", kind, None, macs, parameters))
-    return found
+    positions: list[tuple[str, int | None]] = [(network.patches, None)]
+    positions += [(kind, block) for block in range(network.depth) for kind in network.kinds]
+    modules = []
+    for name, (kind, block) in zip(network.targets, positions, strict=True):
+        parameters = sum(parameter.numel() for parameter in model.get_submodule(name).parameters())
+        modules.append(Unit(name, kind, block, macs[name], parameters))
+    groups = []
+    for kind in (network.patches, *network.kinds):
+        group = [unit for unit in modules if unit.kind == kind]
+        total, parameters = sum(unit.macs for unit in group), sum(unit.parameters for unit in group)
+        groups.append(Unit(f"*.{kind}", kind, None, total, parameters))
+    return modules + groups
 
 
 @torch.no_grad()
-def changed_features(model: Any, images: Tensor, seen: Mapping[str, Observed]) -> dict[Change, Tensor]:
+def changed_features(model: nn.Module, images: Tensor, seen: Mapping[str, Observed]) -> dict[Change, Tensor]:
     """Return the features ``[N, D]`` of every model in which one module, or one kind, has another precision.
 
     Under `UNCHANGED` are those of the float32 model. Each block is rebuilt once for each of its Linears and precisions.
@@ -93,33 +98,42 @@ def changed_features(model: Any, images: Tensor, seen: Mapping[str, Observed]) -
 
     Raises UserError for a transformer built otherwise than DINO's.
     """
-    require_plain(model)
+    network = anatomy_of(model)
+    convolution, blocks = network.patch_embedding(), network.blocks()
     # The float32 blocks take most of the time; on AMD oneDNN needs half of what MKL, PyTorch's default, does.
-    floats: Any = onednn.quantize(model, {}, None).module
-    found: dict[Change, Tensor] = {}
+    floats = anatomy_of(onednn.quantize(model, {}).module)
+    layers = floats.layers()
+    features: dict[Change, Tensor] = {}
 
     def finish(tokens: Tensor, done: int) -> Tensor:
         """Return the features of tokens that have passed the first ``done`` blocks."""
-        rest = nn.Sequential(*floats.blocks[done:], floats.norm)
-        return _in_batches(lambda batch: floats.forward_head(rest(batch)), tokens)
 
-    embedding = _embedding(model)
+        def rest(batch: Tensor) -> Tensor:
+            for layer in layers[done:]:
+                batch = layer(batch)
+            return floats.head(batch)
+
+        return _in_batches(rest, tokens)
+
     for precision in MEASURED:
-        changed = _with_patches(embedding, precision, seen[PATCHES])
-        features = finish(_in_batches(changed.forward_features, images), 0)
-        found[PATCHES, precision] = found[f"*.{PATCHES}", precision] = features
-    tokens = _in_batches(embedding.forward_features, images)
+        patches = scripted(build_patches(convolution, precision, seen[network.patches], portable=True))
+        changed = anatomy_of(network.rebuilt(patches=patches))
+        features[network.patches, precision] = finish(_in_batches(changed.embed, images), 0)
+        features[f"*.{network.patches}", precision] = features[network.patches, precision]
+    tokens = _in_batches(network.embed, images)
     together = {(kind, precision): tokens for kind in KINDS for precision in MEASURED}
-    for number, block in enumerate(tqdm(model.blocks, desc="one change at a time", unit="block", disable=None)):
+    for number, block in enumerate(tqdm(blocks, desc="one change at a time", unit="block", disable=None)):
+        observed = {kind: seen[network.name(number, kind)] for kind in KINDS}
         for (kind, precision), before in together.items():
-            changed_block = _changed_block(block, number, kind, precision, seen)
-            found[f"blocks.{number}.{kind}", precision] = finish(_in_batches(changed_block, tokens), number + 1)
+            changed_block = _changed_block(block, kind, precision, observed)
+            change = network.name(number, kind), precision
+            features[change] = finish(_in_batches(changed_block, tokens), number + 1)
             together[kind, precision] = _in_batches(changed_block, before)
-        tokens = _in_batches(floats.blocks[number], tokens)
-    done = len(model.blocks)
-    found |= {(f"*.{kind}", precision): finish(last, done) for (kind, precision), last in together.items()}
-    found[UNCHANGED] = finish(tokens, done)
-    return found
+        tokens = _in_batches(layers[number], tokens)
+    done = len(blocks)
+    features |= {(f"*.{kind}", precision): finish(last, done) for (kind, precision), last in together.items()}
+    features[UNCHANGED] = finish(tokens, done)
+    return features
 
 
 def rows(
@@ -127,8 +141,8 @@ def rows(
     features: Mapping[Change, Tensor],
     labels: NDArray[np.int64],
     bank: tuple[NDArray[np.float32], NDArray[np.int64]],
-    config: Mapping[str, Any],
-) -> Iterator[dict[str, Any]]:
+    config: Knn,
+) -> Iterator[Row]:
     """Yield a row for each unit and precision, modules first.
 
     Drop and agreement compare with the float32 model's predictions for the same images: points and percent; empty where
@@ -146,8 +160,9 @@ def rows(
     classes = int(max(bank_labels.max(initial=-1), labels.max())) + 1
 
     def classify(change: Change) -> NDArray[np.int64]:
-        knn = {"classes": classes, "k": config["k"], "temperature": config["temperature"]}
-        return predict(bank_features, bank_labels, arrays[change], **knn)[:, 0]
+        k, temperature = config["k"], config["temperature"]
+        votes = predict(bank_features, bank_labels, arrays[change], classes=classes, k=k, temperature=temperature)
+        return votes[:, 0]
 
     reference = classify(UNCHANGED) if len(bank_labels) else None
     for unit in listed:
@@ -175,32 +190,19 @@ def rows(
             }
 
 
-def _count(name: str, rows: dict[str, int]) -> Callable[[Any, Any, Tensor], None]:
-    def hook(module: Any, inputs: Any, output: Tensor) -> None:
-        rows[name] = output.numel() // len(module.weight)
+def _count(name: str, macs: dict[str, int]) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+    def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        assert isinstance(module, nn.Linear | nn.Conv2d)
+        macs[name] = output.numel() // len(module.weight) * module.weight.numel()
 
     return hook
 
 
-def _with_patches(embedding: Any, precision: str, seen: Observed) -> Any:
-    """Return a copy with the patch embedding in ``precision``."""
-    changed = copy.deepcopy(embedding)
-    changed.set_submodule(PATCHES, scripted(build_patches(embedding.get_submodule(PATCHES), precision, seen, True)))
-    return changed
-
-
-def _changed_block(block: nn.Module, number: int, kind: str, precision: str, seen: Mapping[str, Observed]) -> nn.Module:
+def _changed_block(block: Block, kind: str, precision: str, seen: Mapping[str, Observed]) -> nn.Module:
     """Return the block with one Linear in ``precision`` and everything else in float32."""
     precisions = dict.fromkeys(KINDS, FP32) | {kind: precision}
-    built, _ = build_block(block, precisions, {name: seen[f"blocks.{number}.{name}"] for name in KINDS}, FP32, True)
+    built, _ = build_block(block, precisions, seen, FP32, portable=True)
     return scripted(built)
-
-
-def _embedding(model: Any) -> Any:
-    """Return a copy of the model whose ``forward_features`` ends before the first block."""
-    embedding = copy.deepcopy(model)
-    embedding.blocks, embedding.norm = nn.Sequential(), nn.Identity()
-    return embedding
 
 
 def _in_batches(function: Callable[[Tensor], Tensor], tokens: Tensor) -> Tensor:

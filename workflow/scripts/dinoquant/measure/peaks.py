@@ -257,7 +257,7 @@ def _onednn(dtype: torch.dtype) -> Kernel:
 
 
 def _qlinear(size: int) -> Call:
-    """u8 x s8 to bfloat16, as the recipes in `dinoquant.recipes.int8.blocks` have it."""
+    """u8 x s8 to bfloat16, as the recipes in `dinoquant.recipes.int8.layers` have it."""
     inputs, scale, zeros = _matrix(size, torch.uint8), torch.ones(size), torch.zeros(size, dtype=torch.int64)
     weight = torch.ops.onednn.qlinear_prepack(_matrix(size, torch.int8), None)
     return lambda: torch.ops.onednn.qlinear_pointwise(

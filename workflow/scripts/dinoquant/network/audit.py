@@ -2,26 +2,14 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from torch import nn
 
 from dinoquant.files import write_rows
-from dinoquant.recipes.base import Part, Quantized, parts
+from dinoquant.recipes.base import ModelPart, Quantized, parts
 from dinoquant.recipes.patch_embedding import is_patch_embedding
 
-COLUMNS = (
-    "module",
-    "kind",
-    "quantizable",
-    "reason",
-    "asked",
-    "became",
-    "why",
-    "parameters",
-    "bytes_before",
-    "bytes_after",
-)
 UNCHANGED = "fp32"
 REASONS = {
     "LayerNorm": "computed from its input's own mean and variance; no matrix product",
@@ -36,12 +24,27 @@ REASONS = {
 }
 
 
-def rows(model: nn.Module, recipe: str, quantized: Quantized) -> Iterator[dict[str, Any]]:
-    """Yield a row per part of the float ``model``: its leaf modules, its softmaxes, its loose parameters.
+class Row(TypedDict):
+    """A part of the model in `audit.csv`."""
 
-    ``became`` is "fp32" exactly where the recipe left the part alone. ``why`` is empty unless the recipe chose the
-    part's precision by itself. The bytes are those of the tensors in the file: weights, biases, scales and zero points.
-    """
+    module: str
+    kind: str
+    quantizable: str  # "true" or "false"
+    reason: str
+    asked: str  # the recipe, where it was asked to convert this kind
+    became: str  # `UNCHANGED` exactly where the recipe left the part alone
+    precision: str  # of its products: "int8", "bf16", "fp16" or "fp32"
+    why: str  # where the recipe chose the precision by itself
+    parameters: int
+    bytes_before: int  # of the tensors in the file: weights, biases, scales and zero points
+    bytes_after: int
+
+
+COLUMNS = tuple(Row.__annotations__)
+
+
+def rows(model: nn.Module, recipe: str, quantized: Quantized) -> Iterator[Row]:
+    """Yield a row per part of the float ``model``: its leaf modules, its softmaxes, its loose parameters."""
     for part in parts(model):
         quantizable, reason = _verdict(model, part)
         became = quantized.became.get(part.name)
@@ -52,6 +55,7 @@ def rows(model: nn.Module, recipe: str, quantized: Quantized) -> Iterator[dict[s
             "reason": reason,
             "asked": recipe if part.kind in quantized.asked else "",
             "became": became.what if became else UNCHANGED,
+            "precision": became.precision if became else "fp32",
             "why": became.why if became else "",
             "parameters": part.parameters,
             "bytes_before": part.bytes,
@@ -64,7 +68,7 @@ def write(path: str | Path, model: nn.Module, recipe: str, quantized: Quantized)
     write_rows(path, COLUMNS, rows(model, recipe, quantized))
 
 
-def _verdict(model: nn.Module, part: Part) -> tuple[bool, str]:
+def _verdict(model: nn.Module, part: ModelPart) -> tuple[bool, str]:
     if part.kind == "Linear":
         return True, "a matrix product, which has integer kernels"
     if part.kind == "Conv2d":

@@ -1,6 +1,7 @@
 """Count the multiply-adds of a vision transformer, part by part."""
 
 from collections.abc import Mapping
+from fractions import Fraction
 
 import torch
 from timm.models import VisionTransformer
@@ -8,6 +9,9 @@ from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from dinoquant.network.architecture import side
+from dinoquant.recipes.anatomy.description import QKV, SOFTMAX
+from dinoquant.recipes.anatomy.families import anatomy_of
+from dinoquant.recipes.base import has_softmax
 
 
 def macs(model: VisionTransformer) -> dict[str, int]:
@@ -39,18 +43,15 @@ def macs(model: VisionTransformer) -> dict[str, int]:
 def needed(model: VisionTransformer, counted: Mapping[str, int]) -> dict[str, int]:
     """Return which of the multiply-adds that `macs` counted the features depend on.
 
-    A model that reads its feature from the first token needs the others in its last block as keys and values alone: all
-    else that becomes of them there is never read, and some variants do not compute it.
+    A model that reads its features from the first tokens needs the others in its last block as keys and values alone:
+    all else that becomes of them there is never read, and some variants do not compute it.
     """
-    if model.global_pool != "token":
-        return dict(counted)
-    tokens = model.patch_embed.num_patches + model.num_prefix_tokens
-    last = f"blocks.{len(model.blocks) - 1}."
-    share = {f"{last}{part}": (1, tokens) for part in ("attn.softmax", "attn.proj", "mlp.fc1", "mlp.fc2")}
-    share[f"{last}attn.qkv"] = (2 * tokens + 1, 3 * tokens)
-    whole = (1, 1)
-    return {name: count * share.get(name, whole)[0] // share.get(name, whole)[1] for name, count in counted.items()}
+    network = anatomy_of(model)
+    read = Fraction(network.tokens_read, network.tokens)
+    share = {network.name(network.depth - 1, kind): read for kind in (*network.kinds, SOFTMAX)}
+    share[network.name(network.depth - 1, QKV)] = (2 + read) / 3
+    return {name: int(count * share.get(name, Fraction(1))) for name, count in counted.items()}
 
 
 def _part(model: VisionTransformer, name: str) -> str:
-    return f"{name}.softmax" if hasattr(model.get_submodule(name), "fused_attn") else name
+    return f"{name}.softmax" if has_softmax(model.get_submodule(name)) else name

@@ -4,15 +4,15 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import sqrt
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from dinoquant.errors import UserError
-from dinoquant.recipes.base import Converted, Quantized, stored_bytes
-from dinoquant.recipes.int8.assemble import BF16, FP32, PER_TOKEN, PRECISIONS, STATIC, assemble, targets
+from dinoquant.recipes.anatomy.families import targets
+from dinoquant.recipes.base import Converted, Options, Quantized, SensitivityRows, recipe, stored_bytes
+from dinoquant.recipes.int8.assemble import BF16, FP32, PER_TOKEN, PRECISIONS, STATIC, assemble
 from dinoquant.recipes.int8.calibration import observe, require_images
 
 log = logging.getLogger("dinoquant")
@@ -22,8 +22,6 @@ log = logging.getLogger("dinoquant")
 COSTS: Mapping[str, float] = {STATIC: 1.0, PER_TOKEN: 1.25, BF16: 2.0, FP32: 4.0}
 ONE_SIDED_95 = 1.645  # standard deviations
 BATCH = 16
-
-Table = Sequence[Mapping[str, str]]  # the rows of sensitivity.csv
 
 
 @dataclass(frozen=True)
@@ -66,8 +64,10 @@ class Choice:
         return replace(self, precision=precision, why=f"{precision}: {alone or 'no damage'} alone, {reason}")
 
 
-@torch.no_grad()
-def quantize(model: nn.Module, options: Mapping[str, Any], calibration: Tensor | None, sensitivity: Table) -> Quantized:
+@recipe
+def quantize(
+    model: nn.Module, options: Options, calibration: Tensor | None = None, sensitivity: SensitivityRows = ()
+) -> Quantized:
     """Choose a precision for each Linear and the patch embedding, and keep the features within the budget.
 
     The damage of a choice is predicted as what attention does, plus what each of its modules does alone: their errors
@@ -109,12 +109,12 @@ def quantize(model: nn.Module, options: Mapping[str, Any], calibration: Tensor |
     return Quantized(changed, asked=asked, became=became | explained, packs_on_loading=True)
 
 
-def cheapest(names: Sequence[str], table: Table, knn_drop: float) -> list[Choice]:
+def cheapest(names: Sequence[str], table: SensitivityRows, knn_drop: float) -> list[Choice]:
     """Return for each module the fastest precision in which it alone loses no more k-NN top-1 than ``knn_drop`` points.
 
     Raises UserError for a module that the table lacks.
     """
-    found = []
+    choices = []
     for name in names:
         rows = {row["precision"]: row for row in table if row["module"] == name}
         if not {STATIC, PER_TOKEN} <= rows.keys():
@@ -131,8 +131,8 @@ def cheapest(names: Sequence[str], table: Table, knn_drop: float) -> list[Choice
         if precision != STATIC:
             lost = float(rows[STATIC]["knn_top1_drop"])
             choice = choice.raised(precision, f"and as {STATIC} it loses {lost:.2g} points of k-NN top-1")
-        found.append(choice)
-    return found
+        choices.append(choice)
+    return choices
 
 
 def loses(row: Mapping[str, str], knn_drop: float) -> bool:
@@ -179,7 +179,7 @@ def _damage(model: nn.Module, images: Tensor, reference: Tensor) -> float:
 
 
 def _untouched(model: nn.Module, name: str) -> Converted:
-    return Converted(FP32, stored_bytes(model.get_submodule(name)))
+    return Converted(FP32, FP32, stored_bytes(model.get_submodule(name)))
 
 
 def _counts(choices: Sequence[Choice]) -> str:

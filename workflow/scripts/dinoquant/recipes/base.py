@@ -1,19 +1,24 @@
-"""What the quantization recipes share: what they return, how a model's parts are counted, the check on promises."""
+"""What the quantization recipes share: their interface, how a model's parts are counted, the check on promises."""
 
+import importlib
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from dinoquant.errors import UserError
+from dinoquant.recipes import recipes
+
+Options = Mapping[str, Any]  # of a variant, its recipe's name among them; the schema has checked names and types
+SensitivityRows = Sequence[Mapping[str, str]]  # of sensitivity.csv
 
 
 @dataclass(frozen=True)
-class Part:
+class ModelPart:
     """A leaf module, a function without a module, or a parameter outside leaf modules."""
 
     name: str
@@ -24,11 +29,12 @@ class Part:
 
 @dataclass(frozen=True)
 class Converted:
-    """What a recipe made of one part, how many bytes that takes in the file, and why, where the recipe had a choice."""
+    """What a recipe made of one part."""
 
     what: str
-    bytes: int
-    why: str = ""
+    precision: str  # of its products: "int8", "bf16", "fp16" or "fp32"
+    bytes: int  # in the file
+    why: str = ""  # where the recipe had a choice
 
 
 @dataclass(frozen=True)
@@ -43,39 +49,78 @@ class Quantized:
     packs_on_loading: bool = False  # has parts in TorchScript that do; nothing of them may be folded
 
 
-def parts(model: nn.Module) -> list[Part]:
-    """Return every part of ``model`` in the order of its modules.
+class Quantize(Protocol):
+    """The function by which a recipe's module does its work."""
 
-    timm computes attention's softmax inside `scaled_dot_product_attention`, without a module of its own.
-    """
-    found = []
+    def __call__(
+        self,
+        model: nn.Module,
+        options: Options,
+        calibration: Tensor | None = None,
+        sensitivity: SensitivityRows = (),
+    ) -> Quantized:
+        """Return the variant of the float ``model``, which stays as it is.
+
+        :param calibration: float32 ``[N, 3, S, S]``, normalised; for recipes whose entry says so.
+        :param sensitivity: what `dinoquant.judge.sensitivity` measured of this model; likewise.
+        """
+
+
+class RecipeModule(Protocol):
+    """A module of `dinoquant.recipes` that the table names."""
+
+    @property
+    def quantize(self) -> Quantize:
+        """Return the recipe itself."""
+
+
+def recipe(function: Quantize) -> Quantize:
+    """Mark a module's `quantize`, which mypy then checks against the interface; it runs without gradients."""
+    without_gradients: Quantize = torch.no_grad()(function)
+    return without_gradients
+
+
+def load_recipe(name: str) -> RecipeModule:
+    """Return the module of the recipe ``name``."""
+    return cast(RecipeModule, importlib.import_module(f"dinoquant.recipes.{recipes()[name].module}"))
+
+
+def has_softmax(module: nn.Module) -> bool:
+    """Tell whether ``module`` is an attention of timm's: its softmax is inside `scaled_dot_product_attention`."""
+    return hasattr(module, "fused_attn")
+
+
+def parts(model: nn.Module) -> list[ModelPart]:
+    """Return every part of ``model`` in the order of its modules."""
+    listed = []
     for name, module in model.named_modules():
         if not list(module.children()):
-            found.append(Part(name, type(module).__name__, _count(module), stored_bytes(module)))
+            listed.append(ModelPart(name, type(module).__name__, _count(module), stored_bytes(module)))
             continue
-        found += [
-            Part(f"{name}.{own}".lstrip("."), "Parameter", tensor.numel(), tensor.nbytes)
+        listed += [
+            ModelPart(f"{name}.{own}".lstrip("."), "Parameter", tensor.numel(), tensor.nbytes)
             for own, tensor in module.named_parameters(recurse=False)
         ]
-        if hasattr(module, "fused_attn"):
-            found.append(Part(f"{name}.softmax", "softmax", 0, 0))
-    return found
+        if has_softmax(module):
+            listed.append(ModelPart(f"{name}.softmax", "softmax", 0, 0))
+    return listed
 
 
-def converted(before: nn.Module, after: nn.Module, describe: Callable[[nn.Module], str | None]) -> dict[str, Converted]:
+def converted(
+    before: nn.Module, after: nn.Module, describe: Callable[[nn.Module], tuple[str, str] | None]
+) -> dict[str, Converted]:
     """Return what became of each leaf module of ``before``, judged by the module of the same name in ``after``.
 
-    :param describe: says what a module is now, None for a float one.
+    :param describe: says what a module is now and the precision of its products, None for one that was left alone.
     """
-    found = {}
+    became = {}
     for name, module in before.named_modules():
         if list(module.children()):
             continue
         now = after.get_submodule(name)
-        what = describe(now)
-        if what is not None:
-            found[name] = Converted(what, stored_bytes(now))
-    return found
+        if description := describe(now):
+            became[name] = Converted(*description, stored_bytes(now))
+    return became
 
 
 def require_converted(model: nn.Module, asked: Collection[str], became: Mapping[str, Converted]) -> None:
@@ -144,7 +189,7 @@ def _count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _bytes(value: Any) -> int:
+def _bytes(value: object) -> int:
     if isinstance(value, (tuple, list)):  # packed weight and bias
         return sum(_bytes(item) for item in value)
     if not isinstance(value, Tensor):

@@ -1,13 +1,11 @@
 """The float recipes: the model in float32, bfloat16 or float16 throughout."""
 
 import copy
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dinoquant.recipes.base import Converted, Quantized, parts
+from dinoquant.recipes.base import Converted, Options, Quantized, SensitivityRows, parts, recipe
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -26,12 +24,17 @@ class Cast(nn.Module):
         return features.to(torch.float32)
 
 
-def quantize(model: nn.Module, options: Mapping[str, Any], calibration: Tensor | None) -> Quantized:
+@recipe
+def quantize(
+    model: nn.Module, options: Options, calibration: Tensor | None = None, sensitivity: SensitivityRows = ()
+) -> Quantized:
     """Cast parameters and arithmetic; ``calibration`` is not used."""
     dtype = DTYPES[options["recipe"]]
     if dtype == torch.float32:
         return Quantized(model, asked=(), became={})
     cast = copy.deepcopy(model).to(dtype)
-    found = parts(cast)
-    became = {part.name: Converted(str(dtype).removeprefix("torch."), part.bytes) for part in found}
-    return Quantized(Cast(cast, dtype), asked={part.kind for part in found}, became=became)
+    cast_parts = parts(cast)
+    became = {
+        part.name: Converted(str(dtype).removeprefix("torch."), options["recipe"], part.bytes) for part in cast_parts
+    }
+    return Quantized(Cast(cast, dtype), asked={part.kind for part in cast_parts}, became=became)

@@ -1,11 +1,9 @@
 """Dynamic quantization: packed int8 or fp16 weights, activations quantized on the fly, one scale for each tensor."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.ao.quantization import (
+    QConfig,
     default_dynamic_qconfig,
     float16_dynamic_qconfig,
     per_channel_dynamic_qconfig,
@@ -13,14 +11,26 @@ from torch.ao.quantization import (
 )
 
 from dinoquant.errors import UserError
-from dinoquant.recipes.base import Quantized, converted, deprecations_known, engine, require_converted
+from dinoquant.recipes.base import (
+    Options,
+    Quantized,
+    SensitivityRows,
+    converted,
+    deprecations_known,
+    engine,
+    recipe,
+    require_converted,
+)
 from dinoquant.recipes.linears import copy_with_targets
 from dinoquant.recipes.packed import describe
 
 QCONFIGS = {"per-tensor": default_dynamic_qconfig, "per-channel": per_channel_dynamic_qconfig}
 
 
-def quantize(model: nn.Module, options: Mapping[str, Any], calibration: Tensor | None) -> Quantized:
+@recipe
+def quantize(
+    model: nn.Module, options: Options, calibration: Tensor | None = None, sensitivity: SensitivityRows = ()
+) -> Quantized:
     """Apply `torch.ao.quantization.quantize_dynamic`; ``calibration`` is not used.
 
     Raises UserError for an engine that is not there and for module types of which nothing was converted.
@@ -30,7 +40,7 @@ def quantize(model: nn.Module, options: Mapping[str, Any], calibration: Tensor |
     return _quantize(model, options["modules"], QCONFIGS[options["weights"]], options["engine"])
 
 
-def _quantize(model: nn.Module, asked: list[str], qconfig: Any, engine_name: str) -> Quantized:
+def _quantize(model: nn.Module, asked: list[str], qconfig: QConfig, engine_name: str) -> Quantized:
     changed, targets = copy_with_targets(model, asked)
     with engine(engine_name) as chosen, deprecations_known():
         by_name = dict.fromkeys(targets, qconfig)

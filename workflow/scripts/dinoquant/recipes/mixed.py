@@ -2,19 +2,20 @@
 
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from dinoquant.errors import UserError
-from dinoquant.recipes.base import Quantized
-from dinoquant.recipes.int8.assemble import FP32, assemble, targets
+from dinoquant.recipes.anatomy.families import targets
+from dinoquant.recipes.base import Options, Quantized, SensitivityRows, recipe
+from dinoquant.recipes.int8.assemble import FP32, assemble
 from dinoquant.recipes.int8.calibration import observe, require_images
 
 
-@torch.no_grad()
-def quantize(model: nn.Module, options: Mapping[str, Any], calibration: Tensor | None) -> Quantized:
+@recipe
+def quantize(
+    model: nn.Module, options: Options, calibration: Tensor | None = None, sensitivity: SensitivityRows = ()
+) -> Quantized:
     """Give each Linear the precision that the config names for it.
 
     :param calibration: float32 ``[N, 3, S, S]``, normalised.

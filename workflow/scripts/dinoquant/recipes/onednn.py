@@ -1,13 +1,10 @@
 """The float32 model with its Linears through oneDNN: the baseline where MKL, PyTorch's default, is slow (AMD)."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
-from dinoquant.recipes.base import Quantized, scripted
-from dinoquant.recipes.int8.blocks import keep_freed_memory
+from dinoquant.recipes.base import Options, Quantized, SensitivityRows, recipe, scripted
+from dinoquant.recipes.int8.layers import free_large_block
 from dinoquant.recipes.linears import copy_with_targets
 
 
@@ -27,7 +24,7 @@ class OneDnnLinear(nn.Module):
 
     def pack(self) -> None:
         """Pack the weight for this processor; the file keeps it plain."""
-        if keep_freed_memory() > 0:
+        if free_large_block() > 0:
             self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight, None)
 
     @torch.jit.export
@@ -49,8 +46,10 @@ class OneDnnLinear(nn.Module):
         return outputs
 
 
-@torch.no_grad()
-def quantize(model: nn.Module, options: Mapping[str, Any], calibration: Tensor | None) -> Quantized:
+@recipe
+def quantize(
+    model: nn.Module, options: Options, calibration: Tensor | None = None, sensitivity: SensitivityRows = ()
+) -> Quantized:
     """Replace every Linear; nothing is quantized, and ``calibration`` is not used."""
     changed, targets = copy_with_targets(model, ["Linear"])
     for name in targets:

@@ -1,5 +1,7 @@
 """Rewrite a patch embedding, a convolution whose kernel does not overlap, as the Linear layer that it is."""
 
+from typing import TypeGuard
+
 from torch import Tensor, nn
 
 
@@ -26,7 +28,7 @@ class PatchLinear(nn.Module):
         return features.permute(0, 3, 1, 2)
 
 
-def is_patch_embedding(module: nn.Module) -> bool:
+def is_patch_embedding(module: nn.Module) -> TypeGuard[nn.Conv2d]:
     """Tell whether ``module`` is a convolution that `PatchLinear` computes exactly."""
     return (
         isinstance(module, nn.Conv2d)
@@ -39,9 +41,7 @@ def is_patch_embedding(module: nn.Module) -> bool:
 
 def rewrite(model: nn.Module) -> list[str]:
     """Replace every patch embedding of ``model`` in place; return the names of the Linear layers inside them."""
-    names = [name for name, module in model.named_modules() if is_patch_embedding(module)]
-    for name in names:
-        convolution = model.get_submodule(name)
-        assert isinstance(convolution, nn.Conv2d)
+    convolutions = {name: module for name, module in model.named_modules() if is_patch_embedding(module)}
+    for name, convolution in convolutions.items():
         model.set_submodule(name, PatchLinear(convolution))
-    return [f"{name}.linear" for name in names]
+    return [f"{name}.linear" for name in convolutions]

@@ -1,17 +1,16 @@
 """Per-token dynamic W8A8: int8 weights, and for each token its own activation scale. Needs no calibration images."""
 
-from collections.abc import Mapping
-from typing import Any
-
-import torch
 from torch import Tensor, nn
 
-from dinoquant.recipes.base import Quantized
-from dinoquant.recipes.int8.assemble import PER_TOKEN, assemble, targets
+from dinoquant.recipes.anatomy.families import targets
+from dinoquant.recipes.base import Options, Quantized, SensitivityRows, recipe
+from dinoquant.recipes.int8.assemble import PER_TOKEN, assemble
 
 
-@torch.no_grad()
-def quantize(model: nn.Module, options: Mapping[str, Any], calibration: Tensor | None) -> Quantized:
+@recipe
+def quantize(
+    model: nn.Module, options: Options, calibration: Tensor | None = None, sensitivity: SensitivityRows = ()
+) -> Quantized:
     """Quantize every Linear and the patch embedding; ``calibration`` is not used.
 
     Raises UserError for a transformer built otherwise than DINO's.

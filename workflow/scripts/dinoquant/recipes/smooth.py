@@ -1,18 +1,17 @@
 """Smoothed static W8A8: fixed activation scales, made bearable by SmoothQuant, split outlier channels and GPTQ."""
 
-from collections.abc import Mapping
-from typing import Any
-
-import torch
 from torch import Tensor, nn
 
-from dinoquant.recipes.base import Quantized
-from dinoquant.recipes.int8.assemble import STATIC, assemble, targets
+from dinoquant.recipes.anatomy.families import targets
+from dinoquant.recipes.base import Options, Quantized, SensitivityRows, recipe
+from dinoquant.recipes.int8.assemble import STATIC, assemble
 from dinoquant.recipes.int8.calibration import observe, require_images
 
 
-@torch.no_grad()
-def quantize(model: nn.Module, options: Mapping[str, Any], calibration: Tensor | None) -> Quantized:
+@recipe
+def quantize(
+    model: nn.Module, options: Options, calibration: Tensor | None = None, sensitivity: SensitivityRows = ()
+) -> Quantized:
     """Quantize every Linear and the patch embedding.
 
     :param calibration: float32 ``[N, 3, S, S]``, normalised.

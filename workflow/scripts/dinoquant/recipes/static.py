@@ -17,7 +17,16 @@ from torch.ao.quantization import (
 from tqdm import tqdm
 
 from dinoquant.errors import UserError
-from dinoquant.recipes.base import Quantized, converted, deprecations_known, engine, require_converted
+from dinoquant.recipes.base import (
+    Options,
+    Quantized,
+    SensitivityRows,
+    converted,
+    deprecations_known,
+    engine,
+    recipe,
+    require_converted,
+)
 from dinoquant.recipes.int8.calibration import require_images
 from dinoquant.recipes.linears import copy_with_targets
 from dinoquant.recipes.packed import describe
@@ -31,7 +40,10 @@ CALIBRATION_BATCH = 16
 X86_ENGINES = ("x86", "fbgemm")
 
 
-def quantize(model: nn.Module, options: Mapping[str, Any], calibration: Tensor | None) -> Quantized:
+@recipe
+def quantize(
+    model: nn.Module, options: Options, calibration: Tensor | None = None, sensitivity: SensitivityRows = ()
+) -> Quantized:
     """Quantize input, weights and output of each chosen Linear by itself; everything between them stays float32.
 
     :param calibration: float32 ``[N, 3, S, S]``, normalised.

@@ -1,14 +1,10 @@
 """Weight-only quantization: int8 weights in the file and in memory, float32 arithmetic."""
 
-from collections.abc import Mapping
-from typing import Any
-
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dinoquant.recipes.base import Quantized, converted, require_converted
-from dinoquant.recipes.int8.blocks import quantize_weight
+from dinoquant.recipes.base import Options, Quantized, SensitivityRows, converted, recipe, require_converted
+from dinoquant.recipes.int8.layers import quantize_weight
 from dinoquant.recipes.linears import copy_with_targets
 
 
@@ -36,8 +32,10 @@ class WeightOnlyLinear(nn.Module):
         return product if self.bias is None else product + self.bias
 
 
-@torch.no_grad()
-def quantize(model: nn.Module, options: Mapping[str, Any], calibration: Tensor | None) -> Quantized:
+@recipe
+def quantize(
+    model: nn.Module, options: Options, calibration: Tensor | None = None, sensitivity: SensitivityRows = ()
+) -> Quantized:
     """Replace the chosen Linear layers; ``calibration`` is not used.
 
     Raises UserError for module types of which nothing was converted.
@@ -54,7 +52,7 @@ def quantize(model: nn.Module, options: Mapping[str, Any], calibration: Tensor |
     return Quantized(changed, asked, became, variable=[f"{name}.weight" for name in targets])
 
 
-def _describe(module: nn.Module) -> str | None:
+def _describe(module: nn.Module) -> tuple[str, str] | None:
     if any(isinstance(inner, WeightOnlyLinear) for inner in module.modules()):
-        return "int8 weights per-channel, float32 arithmetic"
+        return "int8 weights per-channel, float32 arithmetic", "fp32"
     return None

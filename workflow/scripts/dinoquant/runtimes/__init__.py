@@ -1,4 +1,4 @@
-"""The table of runtimes: the file that each runs, its recipes, and what it needs. Imports none of them.
+"""The table of runtimes: the file that each runs, and what it needs. Imports none of them.
 
 `torchscript` is the pipeline's own; the others are peers to compare it with. Each has a module of its name here, which
 makes its files and runs them (`dinoquant.runtimes.backend`). A new one is such a module, an entry in `RUNTIMES`, and
@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dinoquant.recipes import RECIPES, Recipe
+from dinoquant.recipes import TORCHSCRIPT as TORCHSCRIPT
+from dinoquant.recipes import Recipe, recipes
 
-TORCHSCRIPT = "torchscript"
 BASELINE = "fp32"  # the variant that every other is compared with
 # `make peers` makes it, beside the Snakefile.
 PEERS_PYTHON = Path(__file__).resolve().parents[4] / ".venv-peers/bin/python"
@@ -25,42 +25,23 @@ class Runtime:
     """What the workflow must know of a runtime before running it."""
 
     suffixes: Sequence[str]  # of the files that make up a model; the first is the one to load
-    recipes: Mapping[str, Recipe]
     libraries: Sequence[str] = ()  # whose versions the numbers depend on, beside PyTorch's
     source: str = "model.onnx"  # of the float32 model's files, the one that its models are made of
     peer: bool = False  # runs in the peers' environment, not in the pipeline's
     compiles: bool = False  # with the machine's C++ compiler
 
 
-def _peer(*recipes: str, calibrated: str) -> dict[str, Recipe]:
-    reason = "is measured on CPUs only: its packages and files here are those for CPUs"
-    return {
-        name: Recipe(name, calibrated=name == calibrated, unsupported={"cuda": f"this runtime {reason}"})
-        for name in (*recipes, calibrated)
-    }
-
-
 RUNTIMES: Mapping[str, Runtime] = {
-    TORCHSCRIPT: Runtime((".pt",), RECIPES, libraries=("torch",), source="state_dict.pt"),
-    "onnxruntime": Runtime(
-        (".onnx",), _peer("fp32", "int8-dynamic", calibrated="int8-static"), libraries=("onnxruntime",), peer=True
-    ),
-    "openvino": Runtime(
-        (".xml", ".bin"), _peer("fp32", "bf16", calibrated="int8-nncf"), libraries=("openvino", "nncf"), peer=True
-    ),
-    "inductor": Runtime(
-        (".pt2",),
-        _peer("fp32", "bf16", calibrated="int8-pt2e"),
-        libraries=("torch", "torchao"),
-        source="state_dict.pt",
-        compiles=True,
-    ),
+    TORCHSCRIPT: Runtime((".pt",), libraries=("torch",), source="state_dict.pt"),
+    "onnxruntime": Runtime((".onnx",), libraries=("onnxruntime",), peer=True),
+    "openvino": Runtime((".xml", ".bin"), libraries=("openvino", "nncf"), peer=True),
+    "inductor": Runtime((".pt2",), libraries=("torch", "torchao"), source="state_dict.pt", compiles=True),
 }
 
 
 def recipe_of(options: Mapping[str, str]) -> Recipe:
     """Return what is known of a variant's recipe, from the variant's options with their defaults."""
-    return RUNTIMES[options["runtime"]].recipes[options["recipe"]]
+    return recipes(options["runtime"])[options["recipe"]]
 
 
 def missing(runtime: str) -> str | None:

@@ -12,10 +12,11 @@ from dinoquant.report.figures.style import WIDTH, Colour, Style, finish
 from dinoquant.runtimes import BASELINE
 
 UNTOUCHED_COLOUR = "#e6e6e6"
+UNCHANGED = "fp32"  # what the audit says that a part became which the recipe left alone
 
 
 def draw(audits: Mapping[str, pd.DataFrame], style: Style) -> Figure:
-    """Return a tile per variant and kind of module, coloured by what the modules became and shared out by their number.
+    """Return a tile per variant and kind of module, coloured by the precision of their products, shared out by number.
 
     ``audits`` maps a variant to its `audit.csv`; the models of other runtimes have none.
     """
@@ -33,24 +34,19 @@ def draw(audits: Mapping[str, pd.DataFrame], style: Style) -> Figure:
         figure,
         "What the modules became",
         "Tile: how many modules (or loose parameters) of that kind, what they became, the bytes they take. "
-        "Grey: left alone. Kinds without parameters are not shown.",
+        "Colour: the precision of their products; grey: left alone. Kinds without parameters are not shown.",
     )
 
 
 def _colours(audits: Mapping[str, pd.DataFrame]) -> dict[str, Colour]:
-    """Return a colour per precision, light enough for dark text; what was left in fp32 is grey."""
-    precisions = dict.fromkeys(_precision(name) for audit in audits.values() for name in audit["became"])
-    others = [precision for precision in precisions if precision != BASELINE]
-    return {BASELINE: UNTOUCHED_COLOUR, **dict(zip(others, sns.color_palette("pastel", len(others)), strict=True))}
-
-
-def _precision(became: str) -> str:
-    """Return the first word of what a module became, as in "int8 dynamic, per-tensor weights (x86)"."""
-    return became.split()[0].rstrip(",")
+    """Return the colour of each precision that something was converted to."""
+    converted = [audit["precision"][audit["became"] != UNCHANGED] for audit in audits.values()]
+    precisions = list(pd.unique(pd.concat(converted)))
+    return dict(zip(precisions, sns.color_palette("pastel", len(precisions)), strict=True))
 
 
 def _gist(became: str) -> str:
-    """Return the first two words of what a module became."""
+    """Return the first two words of what a module became, as in "int8 dynamic, per-tensor weights (x86)"."""
     return " ".join(became.replace(",", "").split()[:2])
 
 
@@ -58,7 +54,7 @@ def _tile(ax: Axes, x: int, y: int, modules: pd.DataFrame, colours: Mapping[str,
     left, texts = x - 0.49, []
     for gist, group in modules.groupby(modules["became"].map(_gist), sort=False):
         width = 0.98 * len(group) / len(modules)
-        colour = colours[_precision(str(gist))]
+        colour = UNTOUCHED_COLOUR if gist == UNCHANGED else colours[group["precision"].iloc[0]]
         ax.barh(y, width, left=left, color=colour, height=0.88, edgecolor="white", linewidth=2)
         texts.append((f"{len(group)} {gist}", f"{group['bytes_after'].sum() / 1e6:.2f} MB"))
         left += width

@@ -1,7 +1,5 @@
 """Figure: how far each module alone moves the features once it is quantized."""
 
-from collections.abc import Mapping
-
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
@@ -13,8 +11,6 @@ from matplotlib.patches import Rectangle
 
 from dinoquant.report.figures.style import WIDTH, Style, finish, font_scale
 
-KINDS = {"attn.qkv": "qkv", "attn.proj": "proj", "mlp.fc1": "fc1", "mlp.fc2": "fc2"}
-PATCHES = "patch_embed.proj"
 COLOURS = "rocket_r"  # seaborn's; light is harmless, and grey print keeps the order
 UNIT = 1e-6
 SMALLEST = 1e-8  # below, it is float32's own rounding
@@ -37,8 +33,7 @@ def draw(table: pd.DataFrame, style: Style) -> Figure:
     size = (WIDTH, 2.6 + 0.34 * font_scale() * rows)
     figure, panels = plt.subplots(1, len(precisions), figsize=size, sharey=True, squeeze=False)
     for precision, ax in zip(precisions, panels.flat, strict=True):
-        cells = table[table["precision"] == precision].set_index("module")["damage"].to_dict()
-        _panel(ax, cells, rows, norm)
+        _panel(ax, table[table["precision"] == precision], norm)
         ax.set_title(precision)
     panels[0, 0].set_ylabel("block")
     scale = mpl.cm.ScalarMappable(norm, mpl.colormaps[COLOURS])
@@ -53,24 +48,23 @@ def draw(table: pd.DataFrame, style: Style) -> Figure:
     )
 
 
-def _panel(ax: Axes, cells: Mapping[str, float], rows: int, norm: Normalize) -> None:
+def _panel(ax: Axes, table: pd.DataFrame, norm: Normalize) -> None:
     """Colour a cell per block and kind; the patch embedding's, on top, is as wide as the blocks'."""
-    values = np.array(
-        [
-            [cells[PATCHES]] * len(KINDS),
-            *([cells[f"blocks.{block}.{kind}"] for kind in KINDS] for block in range(rows - 1)),
-        ]
-    )
+    of_blocks = table[table["block"].notna()]
+    kinds = list(of_blocks["kind"].unique())
+    patches = float(table["damage"][table["block"].isna()].iloc[0])
+    cells = of_blocks.pivot_table(index="block", columns="kind", values="damage")[kinds].to_numpy()
+    values = np.vstack([np.full(len(kinds), patches), cells])
+    rows = len(values)
     ax.pcolormesh(values, cmap=COLOURS, norm=norm, edgecolor="white", linewidth=1.5)
-    ax.hlines(1, 0, len(KINDS), color="white", linewidth=4)
-    patches = Rectangle((0, 0), len(KINDS), 1, facecolor=mpl.colormaps[COLOURS](norm(cells[PATCHES])), linewidth=0)
-    ax.add_patch(patches)
+    ax.hlines(1, 0, len(kinds), color="white", linewidth=4)
+    ax.add_patch(Rectangle((0, 0), len(kinds), 1, facecolor=mpl.colormaps[COLOURS](norm(patches)), linewidth=0))
     if rows - 1 <= MOST_ANNOTATED:
-        _write(ax, len(KINDS) / 2, 0.5, cells[PATCHES], norm)
+        _write(ax, len(kinds) / 2, 0.5, patches, norm)
         for y, row in enumerate(values[1:], start=1):
             for x, value in enumerate(row):
                 _write(ax, x + 0.5, y + 0.5, value, norm)
-    ax.set_xticks(np.arange(len(KINDS)) + 0.5, list(KINDS.values()))
+    ax.set_xticks(np.arange(len(kinds)) + 0.5, [kind.rpartition(".")[2] for kind in kinds])
     ax.set_yticks(np.arange(rows) + 0.5, ["patches", *map(str, range(rows - 1))])
     ax.set_ylim(rows, 0)
     ax.tick_params(length=0)

@@ -1,11 +1,10 @@
-"""A transformer block in int8, bfloat16 and float32 as TorchScript, from operators that stock PyTorch has.
+"""Linear layers in int8, bfloat16 and float32 as TorchScript, from operators that stock PyTorch has.
 
 Each Linear packs its weights for oneDNN when the file is loaded, because a packed weight cannot be stored, and takes
 then what is exact and fast there (see `processor`). Where the processor would give wrong sums, the same integers are
 multiplied in float32 instead; where it emulates bfloat16, float32 takes its place.
 """
 
-from collections.abc import Sequence
 from typing import Final
 
 import torch
@@ -17,8 +16,8 @@ from dinoquant.recipes.int8.processor import PAIR_LIMIT, bfloat16_is_native, int
 GELU_MINIMUM = 0.17  # GELU is nowhere below -0.16998
 
 
-def keep_freed_memory() -> int:
-    """Make the allocator hold on to freed memory, by allocating and freeing one block; return its size.
+def free_large_block() -> int:
+    """Allocate and free one large block, so that the allocator holds on to freed memory from now on; return its size.
 
     glibc returns freed memory to the system once more than twice the largest block freed so far lies unused, and the
     next call faults it in again, page by page, which can take as long as all the arithmetic. Having freed one block of
@@ -78,7 +77,7 @@ class Int8Linear(nn.Module):
 
     def pack(self) -> None:
         """Pack the weights for this processor; what the file keeps is the integers."""
-        self.exact = keep_freed_memory() > 0 and not self.weight.is_cuda and int8_is_exact(pairs_fit(self.weight))
+        self.exact = free_large_block() > 0 and not self.weight.is_cuda and int8_is_exact(pairs_fit(self.weight))
         self.native_bfloat16 = self.weight.is_cuda or bfloat16_is_native()
         self.zeros = torch.zeros([self.weight.size(0)], dtype=torch.int64)
         if self.exact:
@@ -323,162 +322,3 @@ class FloatLinear(nn.Module):
     def stored_bytes(self) -> int:
         """Return the bytes of what the file keeps."""
         return int(self.weight.nbytes + self.bias.nbytes)
-
-
-class Patches(nn.Module):
-    """A patch embedding; float32 ``[B, C, H, W]`` -> float32 ``[B, D, H // kernel, W // kernel]``.
-
-    ``gain`` and ``offset`` ``[C, 1, 1]`` turn the colours into a StaticLinear's steps; None leaves them alone.
-    """
-
-    IMAGES: Final[int] = 4  # at a time: what these need stays in the processor's caches
-
-    gain: Tensor | None
-    offset: Tensor | None
-
-    def __init__(self, kernel: int, linear: nn.Module, gain: Tensor | None, offset: Tensor | None) -> None:
-        super().__init__()
-        self.kernel = kernel
-        self.linear = linear
-        self.register_buffer("gain", gain)
-        self.register_buffer("offset", offset)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Cut the patches, multiply, and put the features where the convolution puts them; a few images at a time."""
-        if images.is_cuda or images.size(0) <= self.IMAGES:
-            return self.embed(images)
-        return torch.cat([self.embed(part) for part in torch.split(images, self.IMAGES)])
-
-    def embed(self, images: Tensor) -> Tensor:
-        """Embed all at once."""
-        pixels, gain, offset = images, self.gain, self.offset
-        if gain is not None and offset is not None:
-            pixels = steps_to_uint8(torch.addcmul(offset, images, gain))
-        patches = pixels.unfold(2, self.kernel, self.kernel).unfold(3, self.kernel, self.kernel)
-        features: Tensor = self.linear(patches.permute(0, 2, 3, 1, 4, 5).flatten(3))
-        return features.permute(0, 3, 1, 2)
-
-
-class Block(nn.Module):
-    """A pre-norm transformer block; float32 ``[B, N, D]`` -> the same.
-
-    What follows a LayerNorm or the attention expects its input scaled: see `dinoquant.recipes.int8.assemble`. The
-    queries hold the factor ``log2(e) / sqrt(head width)``, so that attention takes powers of 2, the fastest
-    exponential.
-    """
-
-    LARGEST_POWER: Final[float] = 110.0  # of 2: 2^17 tokens of it still add up to less than float32's largest, 2^128
-
-    def __init__(
-        self,
-        heads: int,
-        norms: tuple[nn.LayerNorm, nn.LayerNorm],
-        linears: tuple[nn.Module, nn.Module, nn.Module, nn.Module],
-        attention: torch.dtype,
-        context_offset: float,
-        hidden: tuple[bool, float, float],
-    ) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm1, self.norm2 = norms
-        self.qkv, self.proj, self.fc1, self.fc2 = linears
-        self.reduced = attention == torch.bfloat16
-        self.context_offset = context_offset  # zero point and half a step, where proj is a StaticLinear
-        self.gelu, self.hidden_gain, self.hidden_offset = hidden  # gelu: fc1 does not apply it itself
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Attend, then transform each token."""
-        return self.transform(self.attend(self.qkv(self.norm1(tokens))), tokens)
-
-    def transform(self, context: Tensor, tokens: Tensor) -> Tensor:
-        """Add to the tokens what attention found for them, and what the MLP makes of the sum."""
-        tokens = self.proj(context).add_(tokens)
-        hidden = self.fc1(self.norm2(tokens))
-        if self.gelu:
-            hidden = functional.gelu(hidden)
-        if self.hidden_offset != 0.0:
-            hidden = hidden.mul_(self.hidden_gain).add_(self.hidden_offset)
-        transformed: Tensor = self.fc2(hidden)
-        return transformed.add_(tokens)
-
-    def attend(self, qkv: Tensor) -> Tensor:
-        """Weigh the values: ``[B, N, 3 D]`` -> ``[B, N, D]``."""
-        split = self.by_head(qkv, 3)
-        return self.weigh(split[0], split[1], split[2])
-
-    def by_head(self, rows: Tensor, parts: int) -> Tensor:
-        """Return ``[B, N, parts * D]`` as ``[parts, B, heads, N, head width]`` in attention's precision."""
-        dtype = torch.float32
-        if self.reduced and self.qkv.native_bfloat16:
-            dtype = torch.bfloat16
-        split = rows.view(rows.size(0), rows.size(1), parts, self.heads, -1)
-        return split.permute(2, 0, 3, 1, 4).to(dtype).contiguous()
-
-    def weigh(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Weigh the values ``[B, heads, N, head width]`` for M queries; return what proj takes, ``[B, M, D]``."""
-        if query.is_cuda:
-            context = functional.scaled_dot_product_attention(query, key, value, scale=0.6931471805599453)
-        else:
-            # Without subtracting the largest of each row, which takes as long as a product: powers this large still
-            # add up to less than float32's largest number, and none is 0.
-            powers = torch.bmm(query.flatten(0, 1), key.flatten(0, 1).transpose(1, 2)).to(torch.float32)
-            powers = powers.clamp_(-self.LARGEST_POWER, self.LARGEST_POWER).exp2_()
-            context = torch.bmm(powers.to(query.dtype), value.flatten(0, 1)).to(torch.float32)
-            context = context.div_(powers.sum(-1, keepdim=True)).view(query.size())
-        context = context.to(torch.float32)
-        if self.context_offset != 0.0:
-            context = steps_to_uint8(context.add_(self.context_offset))
-        return context.transpose(1, 2).flatten(2)
-
-
-class LastBlock(Block):
-    """The last block of a model that reads its feature from the first token; ``[B, N, D]`` -> ``[B, 1, D]``.
-
-    The other tokens are keys and values there; what became of them is never read.
-    """
-
-    def __init__(self, block: Block) -> None:
-        super().__init__(
-            block.heads,
-            (block.norm1, block.norm2),
-            (block.qkv, block.proj, block.fc1, block.fc2),
-            torch.bfloat16 if block.reduced else torch.float32,
-            block.context_offset,
-            (block.gelu, block.hidden_gain, block.hidden_offset),
-        )
-        width, qkv = self.norm1.normalized_shape[0], block.qkv
-        assert isinstance(qkv, StaticLinear | TokenLinear | FloatLinear)
-        self.query, self.qkv = qkv.rows(0, width), qkv.rows(width, 3 * width)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Attend with the first token, then transform it."""
-        normed = self.norm1(tokens)
-        query = self.by_head(self.query(normed[:, :1]), 1)
-        split = self.by_head(self.qkv(normed), 2)
-        return self.transform(self.weigh(query[0], split[0], split[1]), tokens[:, :1])
-
-
-class Blocks(nn.Module):
-    """All blocks, a few images at a time; float32 ``[B, N, D]`` -> the same.
-
-    What a few images need stays in the processor's caches between two operators; that of a whole batch does not.
-    """
-
-    TOKENS: Final[int] = 800  # at a time; 4 images of 224 pixels
-
-    def __init__(self, blocks: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(blocks)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Go through all blocks with some images, then with the next."""
-        images = max(1, self.TOKENS // tokens.size(1))
-        if tokens.is_cuda or tokens.size(0) <= images:
-            return self.through(tokens)
-        return torch.cat([self.through(part) for part in torch.split(tokens, images)])
-
-    def through(self, tokens: Tensor) -> Tensor:
-        """Go through all blocks."""
-        for block in self.blocks:
-            tokens = block(tokens)
-        return tokens

@@ -1,0 +1,103 @@
+"""The anatomy of timm's `VisionTransformer`: DINO, DINOv2, DeiT and their kin."""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from timm.layers.attention import Attention
+from timm.layers.layer_scale import LayerScale
+from timm.layers.mlp import Mlp
+from timm.models import VisionTransformer
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.vision_transformer import Block as TimmBlock
+from torch import Tensor, nn
+
+from dinoquant.errors import UserError
+from dinoquant.recipes.anatomy.description import KINDS, Anatomy, Block
+
+# What `Block` says of a block, outer parts first: only in a block of the right type is there an attn to look at.
+PLAIN: Mapping[str, Callable[[Any], bool]] = {
+    "": lambda block: type(block) is TimmBlock,
+    "attn": lambda attention: type(attention) is Attention and getattr(attention, "gate", None) is None,
+    "attn.q_norm": lambda norm: isinstance(norm, nn.Identity),
+    "attn.k_norm": lambda norm: isinstance(norm, nn.Identity),
+    "attn.norm": lambda norm: isinstance(norm, nn.Identity),
+    "norm1": lambda norm: isinstance(norm, nn.LayerNorm),
+    "norm2": lambda norm: isinstance(norm, nn.LayerNorm),
+    "mlp": lambda mlp: type(mlp) is Mlp,
+    "mlp.norm": lambda norm: isinstance(norm, nn.Identity),
+    "mlp.act": lambda activation: isinstance(activation, nn.GELU) and activation.approximate == "none",
+}
+
+
+class VitAnatomy(Anatomy):
+    """Where the parts of a `VisionTransformer` are."""
+
+    model: VisionTransformer
+    patches = "patch_embed.proj"
+
+    def __init__(self, model: VisionTransformer) -> None:
+        super().__init__(model)
+        self.depth = len(model.blocks)
+        self.tokens = model.patch_embed.num_patches + model.num_prefix_tokens
+        self.tokens_read = self.tokens
+        if isinstance(model, VisionTransformerDistilled):
+            self.tokens_read = 2  # the class token and the distillation token
+        elif type(model).forward_head is VisionTransformer.forward_head and model.global_pool == "token":
+            self.tokens_read = 1
+
+    @staticmethod
+    def fits(model: nn.Module) -> bool:
+        """Tell whether ``model`` is a `VisionTransformer`."""
+        return isinstance(model, VisionTransformer)
+
+    def name(self, block: int, kind: str) -> str:
+        """Return the name of a block's Linear, or of its softmax: timm's names are the kinds'."""
+        return f"blocks.{block}.{kind}"
+
+    def block(self, number: int) -> Block:
+        """Return the parts of a block; raise UserError, naming the part, if it is built otherwise than `Block`."""
+        block: Any = self.model.blocks[number]
+        for name, fits in PLAIN.items():
+            part = block.get_submodule(name)
+            if not fits(part):
+                raise UserError(
+                    f"blocks.{number}{'.' if name else ''}{name} is a {type(part).__name__} that this recipe cannot "
+                    "rebuild: it knows pre-norm blocks of LayerNorm, softmax attention and GELU, as DINO has them. "
+                    "Use int8-dynamic or int8-weight-only for this model."
+                )
+        return Block(
+            heads=block.attn.num_heads,
+            head_width=block.attn.head_dim,
+            norms=(block.norm1, block.norm2),
+            linears={kind: block.get_submodule(kind) for kind in KINDS},
+            scales=(_layer_scale(block.ls1), _layer_scale(block.ls2)),
+        )
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Return what the first block takes."""
+        model = self.model
+        tokens: Tensor = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(images))))
+        return tokens
+
+    def layers(self) -> Sequence[Callable[[Tensor], Tensor]]:
+        """Return the model's own blocks."""
+        return list(self.model.blocks)
+
+    def head(self, tokens: Tensor) -> Tensor:
+        """Return the features of what the last block gives."""
+        features: Tensor = self.model.forward_head(self.model.norm(tokens))
+        return features
+
+    def rebuilt(self, patches: nn.Module | None = None, blocks: nn.Module | None = None) -> nn.Module:
+        """Return a copy of the model with another patch embedding, or one module in the place of all blocks."""
+        changed: nn.Module = copy.deepcopy(self.model)
+        if patches is not None:
+            changed.set_submodule(self.patches, patches)
+        if blocks is not None:
+            changed.set_submodule("blocks", blocks)
+        return changed
+
+
+def _layer_scale(module: nn.Module) -> Tensor | None:
+    return module.gamma.detach() if isinstance(module, LayerScale) else None
