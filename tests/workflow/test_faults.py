@@ -39,7 +39,7 @@ def files(folder: Path) -> list[str]:
     ("overlay", "words"),
     [
         ({"latncy": {"rounds": 7}}, ["unknown key `latncy`", "did you mean `latency`"]),
-        ({"dataset": {"source": "nowhere.zip"}}, ["dataset.source: there is no file nowhere.zip"]),
+        ({"dataset": {"source": "nowhere.zip"}}, ["dataset.source: there is no file or folder nowhere.zip"]),
         ({"model": {"checkpoint": "ftp://example.org/x.pth"}}, ["model.checkpoint", "not an http(s) URL"]),
         ({"dataset": {"source": "http://example.org/.."}}, ["dataset.source", "that ends in a file's name"]),
         ({"dataset": {"source": "$(touch ran).zip"}}, ["dataset.source", "'$' in its name", "Rename the file"]),
