@@ -9,19 +9,20 @@ from yaml import safe_load
 
 min_version("9.0")
 
-sys.path.insert(0, str(Path(workflow.basedir) / "workflow" / "scripts"))
-from dinoquant.config import complete, require_unique_keys
+# Where this file is, also if another workflow takes it as a module, or a run is elsewhere (--directory).
+ROOT = Path(str(workflow.current_basedir))
+sys.path.insert(0, str(ROOT / "workflow" / "scripts"))
+from dinoquant.config import check_keys, complete
 from dinoquant.errors import UserError
 
 
-# Beside the Snakefile rather than in the working directory, so that --directory works.
-configfile: str(Path(workflow.basedir) / "config" / "config.yaml")
+configfile: str(ROOT / "config" / "config.yaml")
 
 
 try:
     for file in workflow.configfiles:
-        require_unique_keys(file)
-    schema = Path(workflow.basedir) / "workflow" / "schemas" / "config.schema.yaml"
+        check_keys(file)
+    schema = ROOT / "workflow" / "schemas" / "config.schema.yaml"
     config.update(complete(config, safe_load(schema.read_text())))
 except UserError as error:
     raise WorkflowError(str(error)) from None

@@ -474,5 +474,8 @@ def _info(substitute: bool) -> dict[str, Any]:
         "normalization": "imagenet",
         "note": "timm's own normalization for this architecture differs: mean 0.5, std 0.5",
         "substitute": "seeded weights" if substitute else None,
-        "dropped": [],
+        "weights": None if substitute else "teacher.backbone",
+        "other_weights": [] if substitute else ["student.backbone"],
+        "beside_weights": [] if substitute else ["optimizer"],
+        "dropped": [] if substitute else ["head.weight"],
     }

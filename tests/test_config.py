@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from dinoquant import runtimes
-from dinoquant.config import complete, unsupported
+from dinoquant.config import check_keys, complete, unsupported
 from dinoquant.errors import UserError
 from dinoquant.recipes import recipes
 from dinoquant.recipes.base import load_recipe
@@ -86,6 +86,39 @@ def test_numbers_given_on_the_command_line_are_read() -> None:
         ),
         SCHEMA,
     )
+
+
+def test_numbers_are_read_however_they_are_written() -> None:
+    """YAML 1.1 takes 7e-2 for text, and so does Snakemake every value of a variant on the command line."""
+    config = complete(
+        merged(
+            GOOD,
+            {
+                "latency": {"block_seconds": "7e-2", "rounds": "1e2"},
+                "variants": {"x": {"recipe": "int8-auto", "cosine": "9.9e-1"}},
+            },
+        ),
+        SCHEMA,
+    )
+    assert (config["latency"]["block_seconds"], config["latency"]["rounds"]) == (0.07, 100)
+    assert config["variants"]["x"]["cosine"] == 0.99
+    for word in ("nan", "inf", "1_0", "0x10", "true"):
+        with pytest.raises(UserError, match=r"latency.rounds"):
+            complete(merged(GOOD, {"latency": {"rounds": word}}), SCHEMA)
+
+
+@pytest.mark.parametrize("key", ["on", "1.0e+3", "8", "2024-01-01", "~", "No"])
+def test_a_key_that_yaml_takes_for_something_else_is_named_as_it_was_written(key: str, tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(f"seed: 1\nvariants:\n  {key}: {{ recipe: bf16 }}\n")
+    with pytest.raises(UserError) as error:
+        check_keys(tmp_path / "c.yaml")
+    assert f"the key `{key}` in line 3 is not text" in str(error.value)
+
+
+def test_keys_that_look_like_numbers_and_are_text_are_taken(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("variants:\n  1e3: { recipe: bf16 }\n  'on': { recipe: bf16 }\n")
+    check_keys(tmp_path / "c.yaml")
+    assert "1e3" in complete(merged(GOOD, yaml.safe_load((tmp_path / "c.yaml").read_text())), SCHEMA)["variants"]
 
 
 def test_all_mistakes_are_told_at_once() -> None:
@@ -178,7 +211,8 @@ def test_variants_add_to_the_presets_change_them_key_by_key_and_leave_them_out()
 
 
 def test_variant_set_to_null_is_left_out() -> None:
-    assert "bf16" not in complete(merged(GOOD, {"variants": {"bf16": None}}), SCHEMA)["variants"]
+    for null in (None, "null"):  # in a file, and on the command line
+        assert "bf16" not in complete(merged(GOOD, {"variants": {"bf16": null}}), SCHEMA)["variants"]
 
 
 def test_unsupported_gives_a_reason_for_the_devices_asked() -> None:

@@ -125,7 +125,7 @@ def speed(folder: Path, options: argparse.Namespace) -> None:
     """Time everything with seeded weights: speed and size do not depend on their values."""
     network_name = "vit_small_patch16_224"
     network = architecture.seeded(network_name, None, 0)
-    info = architecture.info(network, network_name, "imagenet", substitute="seeded weights", dropped=[])
+    info = architecture.info(network, network_name, "imagenet", substitute="seeded weights")
     models = entries(network, info, random_images(CALIBRATION_IMAGES, 224, "cpu", 0), folder, options)
     for batch in BATCHES:
         # A process may have luck with where its memory lies: each is started several times.
@@ -148,8 +148,8 @@ def trust(data: Path, folder: Path, options: argparse.Namespace) -> None:
     """Compare features of real images by trained weights with fp32's."""
     network_name = "vit_tiny_patch16_224"
     network = architecture.build(network_name)
-    checkpoint.fit(network, checkpoint.load_state_dict(data / f"{network_name}.imagenet1k.pth"))
-    info = architecture.info(network, network_name, "imagenet", substitute=None, dropped=[])
+    checkpoint.load(network, data / f"{network_name}.imagenet1k.pth")
+    info = architecture.info(network, network_name, "imagenet", substitute=None)
     with open_dataset(data / "tiny-imagenet-200.subset.zip") as dataset:
         manifest = pd.DataFrame(
             pack(dataset, select(dataset, 1, COSINE_IMAGES, CALIBRATION_IMAGES, 0), folder / "images.npy", "error").rows

@@ -9,7 +9,7 @@ from cases import Case
 from snakemake.common.configfile import load_configfile
 from snakemake.utils import update_config
 
-from dinoquant.config import complete, require_unique_keys
+from dinoquant.config import check_keys, complete
 
 ROOT = Path(__file__).parents[2]
 BOMB = "\n".join(["a0: &a0 [x, x]", *(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 60))])
@@ -32,7 +32,7 @@ def use(folder: Path, content: bytes) -> str:
     config: dict[str, Any] = {}
     update_config(config, default)
     update_config(config, mine)
-    require_unique_keys(path)
+    check_keys(path)
     complete(config, schema)
     return "accepted"
 
@@ -89,6 +89,13 @@ CONFIGS = [
     variant("a variant with a name of 300 letters", "up to 64", "a" * 300),
     variant("a variant with an empty name", "cannot be a variant's name", ""),
     case("a variant whose name is a number", "write it in quotes", "variants: {8: {recipe: bf16}}\n"),
+    case(
+        "a variant whose name YAML takes for true",
+        "the key `on` in line 1",
+        "variants: {on: {recipe: bf16}}\n",
+    ),
+    case("a variant whose name is 1.0e+3", "the key `1.0e+3`", "variants: {1.0e+3: {recipe: bf16}}\n"),
+    case("a number as 7e-2", "accepted", "latency: {block_seconds: 7e-2}\n"),
     case("text for a number", "dataset.queries", "dataset: {queries: many}\n"),
     case("a list for a number", "dataset.queries", "dataset: {queries: [1, 2]}\n"),
     case("a map for a text", "model.architecture", "model: {architecture: {a: 1}}\n"),

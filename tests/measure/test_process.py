@@ -27,7 +27,7 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> Request:
     """What is asked of a process: a small fp32 model beside itself."""
     path, name = tmp_path_factory.mktemp("fp32") / "model.pt", "test_vit.r160_in1k"
     network = architecture.seeded(name, None, 0)
-    info = architecture.info(network, name, "imagenet", substitute="seeded weights", dropped=[])
+    info = architecture.info(network, name, "imagenet", substitute="seeded weights")
     export(Quantized(network, asked=(), became={}), path, "fp32", {"recipe": "fp32"}, info)
     return Request(str(path), str(path), "cpu", threads=1, batch_size=2, protocol=PROTOCOL)
 

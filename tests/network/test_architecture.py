@@ -1,12 +1,13 @@
 """The float model: names, sizes, seeds, and what it says about itself."""
 
 import logging
+from pathlib import Path
 
 import pytest
 import torch
 
 from dinoquant.errors import UserError
-from dinoquant.network import architecture, checkpoint
+from dinoquant.network import architecture
 
 
 @pytest.mark.parametrize(
@@ -55,12 +56,12 @@ def test_seed_decides_the_weights_and_leaves_the_global_state_alone() -> None:
     assert not torch.equal(first["patch_embed.proj.weight"], other["patch_embed.proj.weight"])
 
 
-def test_weights_survive_a_round_trip_at_another_image_size() -> None:
+def test_weights_survive_a_round_trip_at_another_image_size(tmp_path: Path) -> None:
     seeded = architecture.seeded("test_vit", 64, 0)
-    rebuilt = architecture.build("test_vit", 64)
-    assert checkpoint.fit(rebuilt, seeded.state_dict()) == []
+    torch.save(seeded.state_dict(), tmp_path / "state_dict.pt")
+    restored = architecture.restore("test_vit", 64, tmp_path / "state_dict.pt")
     images = torch.randn(1, 3, 64, 64)
-    assert torch.equal(rebuilt(images), seeded(images))
+    assert torch.equal(restored(images), seeded(images))
 
 
 def test_weights_are_frozen_also_after_a_change_of_size() -> None:
@@ -74,7 +75,11 @@ def test_weights_are_frozen_also_after_a_change_of_size() -> None:
 def test_info_describes_the_model() -> None:
     network = architecture.seeded("vit_small_patch16_224.dino", None, 0)
     info = architecture.info(
-        network, "vit_small_patch16_224.dino", "imagenet", substitute="seeded weights", dropped=["head.bias"]
+        network,
+        "vit_small_patch16_224.dino",
+        "imagenet",
+        substitute=None,
+        loaded=architecture.Loaded("teacher.backbone", ["student.backbone"], ["epoch"], ["head.bias"], ["Resized."]),
     )
     assert info == {
         "architecture": "vit_small_patch16_224.dino",
@@ -87,8 +92,11 @@ def test_info_describes_the_model() -> None:
         "class_token": True,
         "parameters": 21_665_664,
         "normalization": "imagenet",
-        "note": None,
-        "substitute": "seeded weights",
+        "note": "Resized.",
+        "substitute": None,
+        "weights": "teacher.backbone",
+        "other_weights": ["student.backbone"],
+        "beside_weights": ["epoch"],
         "dropped": ["head.bias"],
     }
 
@@ -96,10 +104,10 @@ def test_info_describes_the_model() -> None:
 def test_info_warns_where_the_architecture_has_other_statistics(caplog: pytest.LogCaptureFixture) -> None:
     network = architecture.seeded("test_vit", None, 0)
     with caplog.at_level(logging.WARNING, logger="dinoquant"):
-        info = architecture.info(network, "test_vit", "imagenet", substitute=None, dropped=[])
+        info = architecture.info(network, "test_vit", "imagenet", substitute=None)
     assert info["mean"] == [0.485, 0.456, 0.406]
     assert "[0.5, 0.5, 0.5]" in info["note"]
     assert info["note"] in caplog.text
-    native = architecture.info(network, "test_vit", "architecture", substitute=None, dropped=[])
+    native = architecture.info(network, "test_vit", "architecture", substitute=None)
     assert native["mean"] == native["std"] == [0.5, 0.5, 0.5]
     assert native["note"] is None

@@ -36,7 +36,7 @@ def network() -> nn.Module:
 def audited(network: nn.Module, variant: str, folder: Path) -> tuple[dict[str, dict[str, str]], int]:
     recipe, options = VARIANTS[variant]
     quantized = recipe.quantize(network, options, torch.randn(4, 3, 32, 32))
-    info = architecture.info(network, "vit_tiny_patch16_224", "architecture", substitute=None, dropped=[])
+    info = architecture.info(network, "vit_tiny_patch16_224", "architecture", substitute=None)
     export(quantized, folder / "model.pt", variant, options, info)
     audit.write(folder / "audit.csv", network, options["recipe"], quantized)
     rows = read_rows(folder / "audit.csv")

@@ -72,7 +72,7 @@ def quantize(network: nn.Module, options: dict[str, Any], calibration: torch.Ten
 
 
 def write(quantized: Quantized, network: nn.Module, path: Path, options: dict[str, Any]) -> None:
-    info = architecture.info(network, "test_vit", "architecture", substitute=None, dropped=[])
+    info = architecture.info(network, "test_vit", "architecture", substitute=None)
     export(quantized, path, "variant", options, info)
 
 
@@ -313,8 +313,8 @@ def read_images(archive: zipfile.ZipFile, part: str, count: int) -> torch.Tensor
 def real(real_data: Path) -> tuple[nn.Module, torch.Tensor, torch.Tensor, torch.Tensor]:
     """A trained ViT-Ti/16, 64 validation images, their float32 features, and 32 training images, as the pipeline's."""
     trained = architecture.build("vit_tiny_patch16_224")
-    checkpoint.fit(trained, checkpoint.load_state_dict(real_data / "vit_tiny_patch16_224.imagenet1k.pth"))
-    info = architecture.info(trained, "vit_tiny_patch16_224", "imagenet", substitute=None, dropped=[])
+    checkpoint.load(trained, real_data / "vit_tiny_patch16_224.imagenet1k.pth")
+    info = architecture.info(trained, "vit_tiny_patch16_224", "imagenet", substitute=None)
     with zipfile.ZipFile(real_data / "tiny-imagenet-200.subset.zip") as archive:
         pixels = [read_images(archive, *which) for which in (("/val/", 64), ("/train/", 32))]
     validation, training = (preprocess(images, 224, info["mean"], info["std"]) for images in pixels)

@@ -176,7 +176,7 @@ def processor_seconds(pid: int) -> float:
 
 def test_torchscript_is_opened_like_any_other(network: Any, tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
-    info = architecture.info(network, ARCHITECTURE, "imagenet", substitute="seeded weights", dropped=[])
+    info = architecture.info(network, ARCHITECTURE, "imagenet", substitute="seeded weights")
     export(Quantized(network, asked=(), became={}), path, "fp32", {"recipe": "fp32"}, info)
     images = torch.randn(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():

@@ -1,5 +1,6 @@
 """The contract of what runs again after which change, row by row: users rely on it as on an interface."""
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -173,7 +174,8 @@ def test_the_lock(run: Checkout) -> None:
 
 def test_the_lock_downloads_nothing_again(run: Checkout) -> None:
     sources = {"dataset": {"source": "https://example.org/a.zip"}, "model": {"checkpoint": "https://example.org/b.pth"}}
-    for path in ("datasets/a.zip", "checkpoints/b.pth"):
+    digest = hashlib.sha256(b"https://example.org/b.pth").hexdigest()[:8]
+    for path in ("datasets/a.zip", f"checkpoints/b-{digest}.pth"):
         file = run.folder / "resources" / path
         file.parent.mkdir(exist_ok=True)
         file.write_text("placed by hand")

@@ -4,12 +4,12 @@ import ast
 import os
 from functools import cache
 
-SCRIPTS = Path(workflow.basedir) / "workflow" / "scripts"
+SCRIPTS = ROOT / "workflow" / "scripts"
 
 
 def in_workflow(path):
     """Name a file of the workflow relative to the working directory: Snakemake then compares it by content."""
-    return os.path.relpath(Path(workflow.basedir) / path)
+    return os.path.relpath(ROOT / path)
 
 
 # Everything after the downloads depends on the versions of the libraries.
@@ -18,8 +18,8 @@ PEERS_LOCK = in_workflow("envs/peers.lock")
 
 
 @cache
-def imported_modules(path):
-    """Return the library's files that a Python file imports, directly or not, without running any of it."""
+def direct_imports(path):
+    """Return the library's files that a Python file names in its imports, without running any of it."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module:
@@ -32,8 +32,17 @@ def imported_modules(path):
     # Importing a.b.c runs a/__init__.py and a/b/__init__.py too.
     names = {".".join(name.split(".")[:n]) for name in names for n in range(1, name.count(".") + 2)}
     stems = [SCRIPTS.joinpath(*name.split(".")) for name in names if name.split(".")[0] == "dinoquant"]
-    files = {file for stem in stems for file in (stem.with_suffix(".py"), stem / "__init__.py") if file.exists()}
-    return files.union(*map(imported_modules, files - {path})) if files - {path} else files
+    return {file for stem in stems for file in (stem.with_suffix(".py"), stem / "__init__.py") if file.exists()}
+
+
+def imported_modules(path):
+    """Return the library's files that a Python file imports, directly or not; a package and its modules may in a ring."""
+    files, waiting = set(), [path]
+    while waiting:
+        new = direct_imports(waiting.pop()) - files
+        files |= new
+        waiting += new
+    return files
 
 
 @cache

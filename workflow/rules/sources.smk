@@ -1,13 +1,18 @@
 """Where the data set and the checkpoint lie, and what stands in for them."""
 
+import hashlib
 import json
 import os
 import re
-from urllib.parse import unquote, urlparse
+from urllib.parse import parse_qsl, unquote, urlencode, urlparse
 
 # What stands in for real images and trained weights; whatever shows an accuracy says so.
 SUBSTITUTES = ["generated data set"] * (config["dataset"]["source"] == "generated")
 SUBSTITUTES += ["seeded weights"] * (config["model"]["checkpoint"] == "seeded")
+
+WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".npz")
+# The default checkpoint keeps the name that it is published under, by which many have it already.
+PUBLISHED = "https://dl.fbaipublicfiles.com/dino/dino_deitsmall16_pretrain/dino_deitsmall16_pretrain.pth"
 
 
 def is_url(source):
@@ -33,6 +38,16 @@ def place(section, key, folder, substitute):
                 f"{section}.{key}: {source!r} has {' '.join(map(repr, unsafe))} in its name, which means something else to "
                 "Snakemake or to a shell on the way to a cluster's node. Rename the file, or link to it by another name."
             )
+        if section == "model" and Path(source).is_dir():
+            inside = sorted(path.name for path in Path(source).iterdir() if path.suffix in WEIGHTS)
+            raise WorkflowError(
+                f"{section}.{key}: {source} is a folder. Give the path of the file of weights in it"
+                + (
+                    f", one of: {', '.join(inside[:5])}."
+                    if inside
+                    else f"; it has none that ends in {' '.join(WEIGHTS)}."
+                )
+            )
         folder_too = section == "dataset"
         if not (Path(source).is_file() or folder_too and Path(source).is_dir()):
             raise WorkflowError(
@@ -43,7 +58,21 @@ def place(section, key, folder, substitute):
     url = urlparse(source)
     if url.scheme not in ("http", "https") or not Path(url.path).name.strip("."):
         raise WorkflowError(f"{section}.{key}: {source} is not an http(s) URL that ends in a file's name.")
-    return f"{folder}/{re.sub(r'[^A-Za-z0-9_.+-]', '_', Path(url.path).name)}"
+    return f"{folder}/{file_name(url, distinct=section == 'model')}"
+
+
+def file_name(url, distinct):
+    """Return a name for what is downloaded: its own, and if `distinct` a digest of the URL.
+
+    Most models on Hugging Face's hub are called model.safetensors.
+    """
+    name = Path(re.sub(r"[^A-Za-z0-9_.+-]", "_", Path(url.path).name))
+    if not distinct or url._replace(query="", fragment="").geturl() == PUBLISHED:
+        return name
+    # `?download=true` is about the browser; any other query may say which file is meant.
+    query = urlencode([(key, value) for key, value in parse_qsl(url.query) if key != "download"])
+    digest = hashlib.sha256(url._replace(query=query, fragment="").geturl().encode()).hexdigest()[:8]
+    return f"{name.stem}-{digest}{name.suffix}"
 
 
 def untracked_checksum(section, source, receipt):

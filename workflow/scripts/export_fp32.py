@@ -1,6 +1,6 @@
 """Build the float32 model from the checkpoint or a seed, and write everything that later steps take from it."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 import torch
 
@@ -17,14 +17,26 @@ if TYPE_CHECKING:
     from timm.models import VisionTransformer
 
 
-def load(config: dict[str, Any], path: "str | Path | None") -> "tuple[VisionTransformer, list[str], str | None]":
-    """Return the model, the tensors left out of the checkpoint, and what stands in for trained weights, if anything."""
+class ModelConfig(TypedDict):
+    """The part of the config that decides the float model."""
+
+    architecture: str
+    image_size: int | None
+    normalization: str
+    weights: str | None
+    seed: int
+
+
+def load(
+    config: ModelConfig, path: "str | Path | None"
+) -> "tuple[VisionTransformer, architecture.Loaded | None, str | None]":
+    """Return the model, what was taken from the checkpoint, and what stands in for trained weights."""
     if path is None:
-        return architecture.seeded(config["architecture"], config["image_size"], config["seed"]), [], "seeded weights"
+        network = architecture.seeded(config["architecture"], config["image_size"], config["seed"])
+        return network, None, "seeded weights"
     network = architecture.build(config["architecture"])
-    dropped = checkpoint.fit(network, checkpoint.load_state_dict(path))
-    architecture.resize(network, config["image_size"])
-    return network, dropped, None
+    loaded = checkpoint.load(network, path, image_size=config["image_size"], weights=config["weights"])
+    return network, loaded, None
 
 
 if __name__ == "__main__":
@@ -32,9 +44,9 @@ if __name__ == "__main__":
         config = snakemake.params.config
         torch.set_num_threads(snakemake.threads)
         with span("quantize"):
-            network, dropped, substitute = load(config, snakemake.input.get("checkpoint"))
+            network, loaded, substitute = load(config, snakemake.input.get("checkpoint"))
             info = architecture.info(
-                network, config["architecture"], config["normalization"], substitute=substitute, dropped=dropped
+                network, config["architecture"], config["normalization"], substitute=substitute, loaded=loaded
             )
             options = {"recipe": "fp32"}
             quantized = cast.quantize(network, options, None)

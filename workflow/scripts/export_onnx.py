@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from dinoquant.files import atomic, read_json
 from dinoquant.job import job, span
-from dinoquant.network import architecture, checkpoint
+from dinoquant.network import architecture
 from dinoquant.runtimes import onnx_file
 
 if TYPE_CHECKING:
@@ -14,6 +14,5 @@ if __name__ == "__main__":
     with job(snakemake):
         info = read_json(snakemake.input.info)
         with span("export"), atomic(snakemake.output.onnx) as partial:
-            network = architecture.build(info["architecture"], info["image_size"])
-            checkpoint.fit(network, checkpoint.load_state_dict(snakemake.input.state_dict))
+            network = architecture.restore(info["architecture"], info["image_size"], snakemake.input.state_dict)
             onnx_file.write(network, info["image_size"], partial)

@@ -17,7 +17,7 @@ if __name__ == "__main__":
 
         from dinoquant.data.preprocess import preprocess
         from dinoquant.judge import sensitivity
-        from dinoquant.network import architecture, checkpoint
+        from dinoquant.network import architecture
         from dinoquant.recipes.int8.calibration import observe
 
         config, inputs = snakemake.params.config, snakemake.input
@@ -33,8 +33,7 @@ if __name__ == "__main__":
         with np.load(inputs.features) as features:
             bank = features["bank"], read_split(inputs.manifest, "bank")[1]
         with span("measure"):
-            network = architecture.build(info["architecture"], info["image_size"])
-            checkpoint.fit(network, checkpoint.load_state_dict(inputs.state_dict))
+            network = architecture.restore(info["architecture"], info["image_size"], inputs.state_dict)
             found = sensitivity.changed_features(network, queries, observe(network, calibration))
             listed = sensitivity.units(network, queries[:1])
             table = list(sensitivity.rows(listed, found, labels[taken], bank, config))

@@ -6,7 +6,7 @@ import torch
 
 from dinoquant.files import read_json, read_rows
 from dinoquant.job import job, span
-from dinoquant.network import architecture, audit, checkpoint
+from dinoquant.network import architecture, audit
 from dinoquant.network.export import export
 from dinoquant.recipes import recipes
 from dinoquant.recipes.base import load_recipe
@@ -22,8 +22,7 @@ if __name__ == "__main__":
         info = read_json(snakemake.input.info)
         registered = recipes()[options["recipe"]]
         with span("quantize"):
-            network = architecture.build(info["architecture"], info["image_size"])
-            checkpoint.fit(network, checkpoint.load_state_dict(snakemake.input.state_dict))
+            network = architecture.restore(info["architecture"], info["image_size"], snakemake.input.state_dict)
             calibration = None
             if registered.calibrated:
                 # Imported here because torchvision takes seconds to import and most recipes are not calibrated.

@@ -23,6 +23,8 @@ MOST_VALUES = 100_000
 DEEPEST = 32
 LONGEST_MESSAGE = 500  # characters of one problem, which may repeat a whole list
 MOST_POINTS = 1000  # of a sweep: a typing error must not fill the disk
+TEXT_TAGS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
+NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")  # YAML 1.1 takes 7e-2 for text
 
 
 def complete(config: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, Any]:
@@ -39,6 +41,8 @@ def complete(config: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, 
         raise _error(problems)
     result = copy.deepcopy(dict(config))
     if isinstance(result.setdefault("variants", {}), dict):
+        # On the command line, `variants={bf16: null}` gives text.
+        result["variants"] = {name: None if of == "null" else of for name, of in result["variants"].items()}
         problems = _add_presets(result, schema["$defs"]["presets"])
         result["variants"], wrong = _expanded(result["variants"], schema)
         problems += wrong
@@ -48,6 +52,9 @@ def complete(config: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, 
     ]
     result["presets"] = []
     if not problems:
+        for options in result["variants"].values():
+            recipes = _recipes(options.get("runtime", TORCHSCRIPT), schema)
+            _read_numbers(options, recipes.get(options["recipe"], {}))
         problems = [problem for name in result["variants"] for problem in _variant_problems(name, result, schema)]
     if not problems:
         _fill(result, schema, schema)
@@ -60,10 +67,11 @@ def complete(config: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, 
     return result
 
 
-def require_unique_keys(path: str | Path) -> None:
-    """Raise UserError if a map in a config file has a key twice: YAML forbids it, PyYAML takes the last without a word.
+def check_keys(path: str | Path) -> None:
+    """Raise UserError if a map in a config file has a key twice, or one that YAML takes for something else than text.
 
-    A file that is no YAML is left to whoever reads it.
+    YAML forbids the first, and PyYAML takes the last without a word. Of the second (`on`, `1.0`) what was written is
+    lost once the file is read. A file that is no YAML is left to whoever reads it.
     """
     try:
         root = yaml.compose(Path(path).read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
@@ -81,6 +89,11 @@ def require_unique_keys(path: str | Path) -> None:
             first: dict[Any, int] = {}
             for key, value in node.value:
                 line = key.start_mark.line + 1
+                if isinstance(key, yaml.ScalarNode) and key.tag not in TEXT_TAGS:
+                    raise UserError(
+                        f"{path}: the key `{key.value}` in line {line} is not text to YAML, which takes it for a "
+                        f"{key.tag.rpartition(':')[2]}; write it in quotes."
+                    )
                 if isinstance(key, yaml.ScalarNode) and first.setdefault(key.value, line) != line:
                     raise UserError(
                         f"{path}: `{key.value}` is in line {first[key.value]} and again in line {line}; one of them "
@@ -274,12 +287,10 @@ def _number(value: Any, entry: Mapping[str, Any]) -> Any:
     types: set[str] = set()
     for option in (entry, *entry.get("anyOf", ())):
         types |= {option["type"]} if isinstance(option.get("type"), str) else set(option.get("type", ()))
-    numeric = types & {"integer", "number"} and "string" not in types
-    if isinstance(value, str) and numeric:
-        try:
-            value = yaml.safe_load(value)
-        except yaml.YAMLError:
-            return value
+    if value == "null" and "null" in types:
+        return None
+    if isinstance(value, str) and NUMBER.fullmatch(value) and types & {"integer", "number"} and "string" not in types:
+        value = float(value) if re.search("[.eE]", value) else int(value)
     # JSON Schema takes 50.0 for an integer, and no one else does.
     return int(value) if isinstance(value, float) and value.is_integer() and "integer" in types else value
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dinoquant.errors import UserError
-from dinoquant.network import architecture, checkpoint
+from dinoquant.network import architecture
 from dinoquant.network.card import Card
 from dinoquant.recipes import cast
 from dinoquant.runtimes.backend import Array, Converter, Run
@@ -30,8 +30,7 @@ class Inductor:
         """Compile the model with the float32 weights ``source``
         (https://docs.pytorch.org/docs/stable/user_guide/torch_compiler/torch.compiler_aot_inductor.html).
         """
-        network = architecture.build(card["architecture"], card["image_size"])
-        checkpoint.fit(network, checkpoint.load_state_dict(source))
+        network = architecture.restore(card["architecture"], card["image_size"], source)
         compile_package(network, target, card["recipe"], card["image_size"], images)
 
     def load(self, model: Path, card: Card, batch_size: int) -> Run:
