@@ -14,6 +14,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,8 @@ def prepare(folder: Path) -> None:
         register.parent.mkdir(parents=True, exist_ok=True)
         register.write_text(MIDR)
     version = torch.__version__.partition("+")[0]
-    platforms = [f"--platform=manylinux_2_{minor}_aarch64" for minor in range(17, 37)]
+    tags = ["manylinux2014", *(f"manylinux_2_{minor}" for minor in range(18, 37))]
+    platforms = [f"--platform={tag}_aarch64" for tag in tags]
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-compile", f"--target={folder / 'site'}"]
     wanted = ["--python-version=3.11", "--only-binary=:all:", f"torch=={version}", "numpy"]
     subprocess.run([*command, *platforms, *wanted], check=True)
@@ -109,13 +111,12 @@ def make(folder: Path) -> dict[str, str]:
         for name in targets(network)
         for precision in (STATIC, PER_TOKEN)
     ]
-    folder.mkdir(parents=True, exist_ok=True)
     torch.save(photographs(IMAGES, 2), folder / "images.pt")
     for name, options in variants().items():
         registered = RECIPES[options["recipe"]]
         recipe = importlib.import_module(f"dinoquant.recipes.{registered.module}")
         measured = {"sensitivity": sensitivity} if registered.sensitivity else {}
-        (folder / name).mkdir(exist_ok=True)
+        (folder / name).mkdir()
         quantized = recipe.quantize(tiny_vit(), options, calibration, **measured)
         export(quantized, folder / name / "model.pt", name, options, info)
     return {name: options["recipe"] for name, options in variants().items()}
@@ -150,20 +151,21 @@ def main() -> None:
     options = parser.parse_args()
     folder = options.folder.resolve()
     prepare(folder)
-    models = folder / "models"
-    recipes = make(models)
     qemu: list[str | Path] = [folder / "host/usr/bin/qemu-aarch64-static", "-cpu", options.cpu, "-L", folder / "root"]
+    command = [*qemu, folder / f"root/usr/bin/{PYTHON}"]
     wrong = []
-    for engine in options.engines.split(","):
-        here = answers(models, [sys.executable], {}, engine)
-        command = [*qemu, folder / f"root/usr/bin/{PYTHON}"]
-        there = answers(models, command, {"PYTHONPATH": str(folder / "site")}, engine)
-        print(f"\naarch64 ({options.cpu}), PyTorch {torch.__version__}, engine {engine}: the path taken there, largest")
-        print("deviation from x86 as a part of the largest feature, the cosine to fp32 on x86 and there")
-        for name, recipe in recipes.items():
-            fine, row = verdict(recipe, here[name], there[name], here["fp32"]["features"])
-            wrong += [] if fine else [name]
-            print(f"{name:26} {'  '.join(row)}{'' if fine else '  WRONG'}")
+    with tempfile.TemporaryDirectory() as made:
+        models = Path(made)
+        recipes = make(models)
+        for engine in options.engines.split(","):
+            here = answers(models, [sys.executable], {}, engine)
+            there = answers(models, command, {"PYTHONPATH": str(folder / "site")}, engine)
+            print(f"\naarch64 ({options.cpu}), PyTorch {torch.__version__}, engine {engine}: path taken there, largest")
+            print("deviation from x86 as a part of the largest feature, the cosine to fp32 on x86 and there")
+            for name, recipe in recipes.items():
+                fine, row = verdict(recipe, here[name], there[name], here["fp32"]["features"])
+                wrong += [] if fine else [name]
+                print(f"{name:26} {'  '.join(row)}{'' if fine else '  WRONG'}")
     print(json.dumps({"wrong": wrong}))
     sys.exit(bool(wrong))
 
