@@ -84,7 +84,7 @@ def run(name: str, folder: Path, architecture_name: str, batches: list[int], dev
     from dinoquant.machine import compute_threads
     from dinoquant.network import architecture
     from dinoquant.recipes.cast import DTYPES, Cast
-    from dinoquant.runtimes.pytorch import as_call, load, random_images, set_up
+    from dinoquant.runtimes.torchscript import as_call, load, random_images, set_up
 
     set_up(1 if device == "cpu" else compute_threads())  # on a CPU only the plan is tried
     variant, reference = VARIANTS[name], folder / "features.pt"
