@@ -18,8 +18,8 @@ import torch
 
 from dinoquant import runtimes
 from dinoquant.errors import UserError
-from dinoquant.machine import PROCESSORS
 from dinoquant.files import write_json
+from dinoquant.machine import PROCESSORS
 from dinoquant.network import architecture
 from dinoquant.network.export import export
 from dinoquant.recipes.base import Quantized
