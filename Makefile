@@ -1,5 +1,5 @@
 # One line each: what people do here. Every target makes the environment it needs.
-.PHONY: env peers demo run compare test lint bench lock
+.PHONY: env peers demo run compare test lint bench bench-gpu lock
 CORES ?= all
 # V=1 shows Snakemake's own console, with every job and why it runs.
 SNAKEMAKE = PYTHONPATH=workflow/console .venv/bin/snakemake --cores $(CORES) $(if $(V),,--logger dinoquant)
@@ -29,6 +29,10 @@ lint: env
 
 bench: env
 	for table in overhead extraction sharding dag runtimes operators; do PYTHONPATH=workflow/scripts .venv/bin/python tests/bench/$$table.py || exit; done
+
+# On a bare machine with a GPU, by its own Python: see docs/gpu.
+bench-gpu:
+	PYTHONPATH=workflow/scripts python3 tests/bench/gpu.py
 
 COMPILE = uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 lock: env

@@ -5,9 +5,9 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -18,35 +18,169 @@ X86 = "processor\t: 0\nmodel name\t: Some CPU\nflags\t\t: fpu avx2 avx512f avx51
 ARM = "processor\t: 0\nBogoMIPS\t: 50.00\nFeatures\t: fp asimddp i8mm bf16\nCPU part\t: 0xd40\n\nprocessor\t: 1\n"
 
 
-@pytest.fixture
-def one_processor() -> Iterator[None]:
-    if not hasattr(os, "sched_setaffinity"):
-        pytest.skip("this system has no affinity masks")
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(before)})
-    yield
-    os.sched_setaffinity(0, before)
+TWO = pytest.mark.skipif((machine.PROCESSORS is None) or len(machine.PROCESSORS) < 2, reason="takes two processors")
 
 
-@pytest.mark.usefixtures("one_processor")
-def test_threads_come_from_the_affinity_mask() -> None:
+def in_python(program: str, **variables: str) -> Any:
+    """Return what a program prints as JSON, run by a Python of its own."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **variables}
+    return json.loads(subprocess.check_output([sys.executable, "-c", program], env=environment))
+
+
+def test_threads_come_from_the_affinity_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "cpu_quota", lambda: None)
+    monkeypatch.setattr(machine, "PROCESSORS", frozenset({7}))
     assert machine.compute_threads() == 1
     assert machine.resolve_threads("auto", "latency.threads") == 1
-    assert len(machine.describe()["affinity"]) == 1
-
-
-@pytest.mark.usefixtures("one_processor")
-def test_more_threads_than_the_mask_allows_is_a_readable_error() -> None:
-    with pytest.raises(UserError, match=r"latency\.threads is 2, .* only 1 processor"):
+    assert machine.describe()["affinity"] == [7]
+    with pytest.raises(UserError, match=r"latency\.threads is 2, .* only 1 processor\(s\) of [^(]*\. Set"):
         machine.resolve_threads(2, "latency.threads")
 
 
+@pytest.mark.parametrize(("quota", "threads"), [(4.0, 3), (2.5, 2), (1.0, 1), (0.5, 1)])
+def test_threads_come_from_the_quota_as_well(monkeypatch: pytest.MonkeyPatch, quota: float, threads: int) -> None:
+    monkeypatch.setattr(machine, "PROCESSORS", frozenset({0, 1, 2}))
+    monkeypatch.setattr(machine, "cpu_quota", lambda: quota)
+    assert machine.compute_threads() == threads
+    assert machine.describe()["cpu_quota"] == quota
+    with pytest.raises(UserError, match=rf"the quota of its control group is {quota:g}"):
+        machine.resolve_threads(4, "latency.threads")
+
+
 def test_threads_without_affinity_masks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(machine, "PROCESSORS", None)
+    monkeypatch.setattr(machine, "cpu_quota", lambda: None)
     monkeypatch.setattr(os, "cpu_count", lambda: 3)
     assert machine.compute_threads() == 3
     assert machine.resolve_threads(2, "latency.threads") == 2
     assert machine.describe()["affinity"] is None
+    machine.require_processors(3)
+
+
+def control_groups(folder: Path, own: str, mounts: list[str], files: dict[str, str]) -> Path:
+    """Write a process's files in /proc, and those of its control groups, whose mount points are below ``folder``."""
+    (folder / "cgroup").write_text(own)
+    (folder / "mountinfo").write_text("".join(f"{line.replace('@', str(folder))}\n" for line in mounts))
+    for name, text in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return folder
+
+
+V2 = "30 24 0:26 / @/sys rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate"
+V1 = "31 24 0:27 / @/cpu rw,nosuid shared:9 - cgroup cgroup rw,cpu,cpuacct"
+UNIFIED = "32 24 0:28 / @/unified rw - cgroup2 cgroup2 rw"
+INSIDE_V1 = "31 24 0:27 /docker/abc @/cpu ro - cgroup cgroup rw,cpu"
+PERIODS = "nr_periods 9\nnr_throttled {}\nthrottled_usec 7\n"
+
+
+@pytest.mark.parametrize(
+    ("own", "mounts", "files", "quota", "throttled"),
+    [
+        ("0::/a/b\n", [V2], {"sys/a/b/cpu.max": "max 100000\n", "sys/a/b/cpu.stat": "usage_usec 1\n"}, None, None),
+        # The tightest of all levels counts, and each may throttle.
+        (
+            "0::/a/b\n",
+            [V2],
+            {
+                "sys/a/b/cpu.max": "300000 100000\n",
+                "sys/a/b/cpu.stat": PERIODS.format(2),
+                "sys/a/cpu.max": "75000 50000\n",
+                "sys/a/cpu.stat": PERIODS.format(3),
+            },
+            1.5,
+            5,
+        ),
+        # Version 1, beside an empty version 2.
+        (
+            "4:memory:/m\n3:cpu,cpuacct:/job\n0::/\n",
+            [V1, UNIFIED],
+            {
+                "cpu/job/cpu.cfs_quota_us": "50000\n",
+                "cpu/job/cpu.cfs_period_us": "100000\n",
+                "cpu/job/cpu.stat": PERIODS.format(1),
+                "cpu/cpu.cfs_quota_us": "-1\n",
+                "cpu/cpu.cfs_period_us": "100000\n",
+                "unified/cgroup.procs": "1\n",
+            },
+            0.5,
+            1,
+        ),
+        # A container: the process is named as the host sees it, and only its own part of the hierarchy is mounted.
+        (
+            "3:cpu:/docker/abc\n",
+            [INSIDE_V1],
+            {"cpu/cpu.cfs_quota_us": "200000\n", "cpu/cpu.cfs_period_us": "100000\n"},
+            2.0,
+            None,
+        ),
+        ("3:cpu:/elsewhere\n", [INSIDE_V1], {"cpu/cpu.cfs_quota_us": "200000\n"}, 2.0, None),
+        ("0::/\n", [], {}, None, None),
+    ],
+)
+def test_quota_of_control_groups(
+    tmp_path: Path, own: str, mounts: list[str], files: dict[str, str], quota: float | None, throttled: int | None
+) -> None:
+    proc = control_groups(tmp_path, own, mounts, files)
+    assert machine.cpu_quota(proc) == quota
+    assert machine.throttled_periods(proc) == throttled
+
+
+def test_no_control_groups(tmp_path: Path) -> None:
+    assert machine.cpu_quota(tmp_path) is None
+    assert machine.throttled_periods(tmp_path) is None
+
+
+def test_variables_that_change_speed_are_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = {"OMP_PROC_BIND": "close", "ATEN_CPU_CAPABILITY": "avx2", "LD_PRELOAD": "", "TORCHINDUCTOR_FREEZING": "1"}
+    for name, value in {**chosen, "HOME": "/root", "MY_OMP_": "1"}.items():
+        monkeypatch.setenv(name, value)
+    recorded = machine.describe()["environment"]
+    assert {f"{name}={value}" for name, value in chosen.items()} <= set(recorded)
+    assert not [entry for entry in recorded if entry.startswith(("HOME=", "MY_OMP_="))]
+
+
+@TWO
+@pytest.mark.parametrize("variable", ["OMP_PROC_BIND=true", "OMP_PLACES=cores", "GOMP_CPU_AFFINITY=0-1"])
+def test_what_is_started_gets_the_processors_that_the_job_was_given(variable: str) -> None:
+    """PyTorch's OpenMP binds the main thread, whose mask children inherit."""
+    program = """
+import json, os, subprocess, sys
+from dinoquant import machine
+import torch
+child = [sys.executable, "-c", "import json, os; print(json.dumps(sorted(os.sched_getaffinity(0))))"]
+inherited = json.loads(subprocess.check_output(child))
+with machine.given_processors():
+    given = json.loads(subprocess.check_output(child))
+after = sorted(os.sched_getaffinity(0))
+print(json.dumps([machine.describe()["affinity"], inherited, given, after, machine.compute_threads()]))
+"""
+    described, inherited, given, after, threads = in_python(program, **dict([variable.split("=")]))
+    assert len(inherited) == 1, "nothing was bound: the test tests nothing"
+    assert described == given == sorted(machine.PROCESSORS or ())
+    assert after == inherited
+    assert threads == machine.compute_threads()
+
+
+@TWO
+@pytest.mark.parametrize(("variable", "fine"), [("OMP_PROC_BIND=true", True), ("GOMP_CPU_AFFINITY=0", False)])
+def test_threads_that_share_a_processor_are_refused(variable: str, fine: bool) -> None:
+    program = """
+import json
+from dinoquant import machine
+from dinoquant.errors import UserError
+import torch
+torch.set_num_threads(2)
+torch.ones(1000, 1000).exp()
+try:
+    machine.require_processors(2)
+    print(json.dumps(None))
+except UserError as error:
+    print(json.dumps(str(error)))
+"""
+    answer = in_python(program, **dict([variable.split("=")]))
+    assert answer is None if fine else variable in answer
 
 
 @pytest.mark.parametrize(

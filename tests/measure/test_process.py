@@ -1,5 +1,6 @@
 """The processes of a timing: what one answers, what it says when it cannot, and that none outlives the job."""
 
+import json
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from dinoquant.errors import UserError
+from dinoquant.machine import PROCESSORS
 from dinoquant.measure import process
 from dinoquant.measure.intervals import combine
 from dinoquant.measure.process import Request, in_process, repeat
@@ -58,6 +60,27 @@ def test_what_the_user_can_mend_is_said_in_its_words(asked: Request, tmp_path: P
 def test_what_nobody_expected_comes_with_its_traceback(asked: Request) -> None:
     with pytest.raises(RuntimeError, match=r"ended with 1:(.|\n)*ZeroDivisionError"):
         in_process(replace(asked, protocol=replace(PROTOCOL, processes=0)), 0, None)
+
+
+@pytest.mark.skipif(len(PROCESSORS or ()) < 2, reason="takes two processors")
+def test_what_binds_threads_leaves_a_peer_all_processors(asked: Request, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Started by a process that PyTorch has bound to one processor, a runtime was once timed on that one."""
+    monkeypatch.setenv("OMP_PROC_BIND", "true")
+    part = in_process(replace(asked, threads=2), 0, None)
+    given = sorted(PROCESSORS or ())
+    assert part["fixed"]["processors"] == given
+    program = """
+import json, os
+from dinoquant import machine  # before PyTorch, as in the workflow's scripts
+from dinoquant.runtimes import torchscript  # brings PyTorch
+from dinoquant.runtimes.remote import Remote
+with Remote("torchscript", 2, timed=True) as peer:
+    print(json.dumps([sorted(os.sched_getaffinity(0)), peer.about()]))
+"""
+    environment = {**os.environ, "PYTHONPATH": str(process.SCRIPTS)}
+    own, peer = json.loads(subprocess.check_output([sys.executable, "-c", program], env=environment))
+    assert len(own) == 1, "nothing was bound: the test tests nothing"
+    assert (peer["threads"], peer["processors"]) == ("2", ", ".join(map(str, given)))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of its parent's death")

@@ -177,7 +177,21 @@ class OnCuda(Tensor):
     is_cuda = True
 
 
-@pytest.mark.parametrize("shape", [(TOKENS, IN), (2, TOKENS, IN), (2, 4, 5, IN)], ids=str)
+@pytest.fixture
+def product_of_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have `torch._int_mm` refuse what it refuses on CUDA (PyTorch's aten/src/ATen/native/cuda/Blas.cpp)."""
+    product = torch._int_mm
+
+    def refusing(tokens: Tensor, weight: Tensor) -> Tensor:
+        assert tokens.size(0) > 16
+        assert tokens.size(1) % 8 == weight.size(1) % 8 == 0
+        return product(tokens, weight)
+
+    monkeypatch.setattr(torch, "_int_mm", refusing)
+
+
+@pytest.mark.usefixtures("product_of_gpus")
+@pytest.mark.parametrize("shape", [(1, IN), (16, 1, IN), (TOKENS, IN), (2, TOKENS, IN), (2, 4, 5, IN)], ids=str)
 @pytest.mark.parametrize("after_gelu", [False, True])
 def test_the_branch_for_gpus_computes_the_same(
     after_gelu: bool, shape: tuple[int, ...], noise: Callable[..., Tensor]

@@ -20,6 +20,7 @@ from torch.nn.functional import cosine_similarity
 from dinoquant.data.preprocess import preprocess
 from dinoquant.errors import UserError
 from dinoquant.network import architecture, checkpoint
+from dinoquant.network.card import read_card
 from dinoquant.network.export import export, load
 from dinoquant.recipes import recipes
 from dinoquant.recipes.anatomy.families import targets
@@ -72,6 +73,22 @@ def quantize(network: nn.Module, options: Mapping[str, Any], calibration: Tensor
 def write(quantized: Quantized, path: Path, options: Mapping[str, Any], size: int = 32) -> None:
     info = {"architecture": "tiny", "image_size": size, "mean": [0.5] * 3, "std": [0.5] * 3}
     export(quantized, path, path.stem, options, info)
+
+
+def test_the_card_names_the_operators_that_not_every_build_of_pytorch_has(tmp_path: Path) -> None:
+    """macOS has none of `mkldnn::`; the plain recipes need nothing of the kind."""
+    expected = {
+        "fp32": set(),
+        "bf16": set(),
+        "int8-weight-only": set(),
+        "fp32-onednn": {"mkldnn::_linear_pointwise", "mkldnn::_reorder_linear_weight"},
+        "int8-per-token": {"onednn::qlinear_pointwise", "mkldnn::_is_mkldnn_acl_supported"},
+    }
+    for recipe, operators in expected.items():
+        options = {"recipe": recipe, "attention": "bf16", "modules": ["Linear"]}
+        write(quantize(tiny_vit(), options), tmp_path / f"{recipe}.pt", options)
+        named = set(read_card(tmp_path / f"{recipe}.pt")["operators"])
+        assert operators <= named if operators else not named, recipe
 
 
 def tensors(path: Path) -> list[bytes]:

@@ -244,6 +244,7 @@ def test_the_card_says_what_the_file_is(network: nn.Module, tmp_path: Path) -> N
         "std": [0.5, 0.5, 0.5],
         "engine": torch.backends.quantized.engine,
         "torch": torch.__version__,
+        "operators": ["quantized::linear_dynamic"],
     }
     extra = {"dinoquant.json": ""}
     torch.jit.load(tmp_path / "model.pt", _extra_files=extra)

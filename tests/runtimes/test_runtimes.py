@@ -19,6 +19,7 @@ import torch
 from dinoquant import runtimes
 from dinoquant.errors import UserError
 from dinoquant.files import write_json
+from dinoquant.machine import PROCESSORS
 from dinoquant.network import architecture
 from dinoquant.network.export import export
 from dinoquant.recipes.base import Quantized
@@ -70,7 +71,8 @@ def ask(connection: Connection, do: str, array: Any = None, **arguments: Any) ->
 
 def test_worker_answers_times_features_and_errors(connection: Connection, tmp_path: Path) -> None:
     images = np.random.default_rng(0).standard_normal((3, 3, 4, 4), dtype=np.float32)
-    assert ask(connection, "about") == ({"numpy": np.__version__}, None)
+    processors = ", ".join(map(str, sorted(PROCESSORS or ())))
+    assert ask(connection, "about") == ({"numpy": np.__version__, "threads": "1", "processors": processors}, None)
     advice, _ = ask(connection, "load", model=str(tmp_path / "a.fake"), card={}, batch_size=4)
     assert advice == {"advice": "there is no a.fake"}
     assert ask(connection, "load", model=str(tmp_path), card={}, batch_size=4) == ({}, None)

@@ -5,6 +5,8 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TypedDict
@@ -16,11 +18,27 @@ INSTRUCTION_SETS = (
     *("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_int8", "amx_bf16"),
     *("asimddp", "i8mm", "bf16", "svei8mm", "svebf16", "sve", "sve2"),
 )
+# How an environment variable that changes speed begins: threads and where they are bound, the kernels chosen, memory.
+SPEED_VARIABLES = (
+    *("OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "ONEDNN_", "DNNL_", "ATEN_", "TORCH", "PYTORCH_"),
+    *("CUDA_", "NVIDIA_", "MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD"),
+)
 WORKFLOW = Path(__file__).resolve().parents[2]
+PROC = Path("/proc/self")
+
+
+def _affinity() -> frozenset[int] | None:
+    return frozenset(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+
+
+# The processors that this process was given; None where there are no masks. Taken now, since importing PyTorch binds
+# the main thread to the first of them where the variables of a cluster ask for that (OMP_PROC_BIND, GOMP_CPU_AFFINITY,
+# KMP_AFFINITY), and what is started afterwards would inherit just that one.
+PROCESSORS = _affinity()
 
 
 class GitState(TypedDict):
-    """The commit that the workflow is checked out from, and whether anything in it differs from that."""
+    """The commit that the workflow is checked out from, and whether anything in it differs from that commit."""
 
     commit: str
     dirty: bool
@@ -34,7 +52,9 @@ class Machine(TypedDict):
     cpu: str | None
     architecture: str
     cores: int | None
-    affinity: list[int] | None
+    affinity: list[int] | None  # the processors that this process was given
+    cpu_quota: float | None  # processors' worth of time that its control groups allow
+    environment: list[str]  # NAME=value of the variables that change speed
     instruction_sets: list[str] | None
     memory_gb: float | None  # of 1e9 bytes
     gpu: str | None
@@ -46,10 +66,13 @@ class Machine(TypedDict):
 
 
 def compute_threads() -> int:
-    """Return how many processors this process may run on: its affinity mask, or all where there are no masks."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Return how many threads have a processor each: by the affinity mask, and by a container's quota.
+
+    A quota of 2.5 processors is 2 threads: a third one would have all of them throttled.
+    """
+    processors = len(PROCESSORS) if PROCESSORS is not None else os.cpu_count() or 1
+    quota = cpu_quota()
+    return processors if quota is None else max(1, min(processors, int(quota)))
 
 
 def resolve_threads(asked: int | str, key: str) -> int:
@@ -62,11 +85,102 @@ def resolve_threads(asked: int | str, key: str) -> int:
         return available
     threads = int(asked)
     if threads > available:
+        quota = cpu_quota()
         raise UserError(
-            f"{key} is {threads}, but this process may use only {available} processor(s) of {platform.node()}. "
-            f'Set {key} to {available} or less, or to "auto"; under a batch system, ask for more CPUs per task.'
+            f"{key} is {threads}, but this process may use only {available} processor(s) of {platform.node()}"
+            + ("" if quota is None else f" (the quota of its control group is {quota:g})")
+            + f'. Set {key} to {available} or less, or to "auto"; under a batch system, ask for more CPUs per task.'
         )
     return threads
+
+
+@contextmanager
+def given_processors() -> Iterator[None]:
+    """Let the calling thread, and so the processes that it starts, have the processors that this process was given."""
+    before = _affinity()
+    if before is None or PROCESSORS is None:
+        yield
+        return
+    os.sched_setaffinity(0, PROCESSORS)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def require_processors(threads: int) -> list[int] | None:
+    """Return the processors that this process's threads may run on now, all together; None where there are no masks.
+
+    Raises UserError if these are fewer than ``threads``.
+    """
+    if PROCESSORS is None:
+        return None
+    bound: set[int] = set()
+    for task in (PROC / "task").iterdir():
+        with suppress(ProcessLookupError):  # if it has ended meanwhile
+            bound |= os.sched_getaffinity(int(task.name))
+    if len(bound) < threads:
+        binding = [entry for entry in speed_variables() if "BIND" in entry or "AFFINITY" in entry or "PLACES" in entry]
+        raise UserError(
+            f"{threads} threads are to be timed, but those of this process are bound to processor(s) "
+            f"{', '.join(map(str, sorted(bound)))}" + (f" ({' '.join(binding)})" if binding else "") + ". Unset what "
+            f"binds them, or set latency.threads to {len(bound)}."
+        )
+    return sorted(bound)
+
+
+def speed_variables() -> list[str]:
+    """Return NAME=value of the environment variables that change speed."""
+    return sorted(f"{name}={value}" for name, value in os.environ.items() if name.startswith(SPEED_VARIABLES))
+
+
+def cpu_quota(proc: Path = PROC) -> float | None:
+    """Return the least number of processors whose time the control groups of this process allow; None if there is none.
+
+    The kernel's Documentation/admin-guide/cgroup-v2.rst (cpu.max) and scheduler/sched-bwc.rst (version 1).
+    """
+    quotas = []
+    for folder in _control_groups(proc):
+        limit, period = (_read(folder / "cpu.max") or "").split() or (
+            _read(folder / "cpu.cfs_quota_us") or "-1",
+            _read(folder / "cpu.cfs_period_us") or "100000",
+        )
+        if limit != "max" and int(limit) > 0:
+            quotas.append(int(limit) / int(period))
+    return min(quotas, default=None)
+
+
+def throttled_periods(proc: Path = PROC) -> int | None:
+    """Return in how many periods so far the control groups of this process have used up their quota; None: no quota."""
+    counts = [
+        int(line.split()[1])
+        for folder in _control_groups(proc)
+        for line in (_read(folder / "cpu.stat") or "").splitlines()
+        if line.startswith("nr_throttled ")
+    ]
+    return sum(counts) if counts else None
+
+
+def _control_groups(proc: Path) -> Iterator[Path]:
+    """Yield the folders of the control groups that rule this process's processor time, from its own to the outermost.
+
+    A container sees a part of the hierarchy only: which one is mounted, says mountinfo (proc(5), cgroups(7)).
+    """
+    mounts = []
+    for line in (_read(proc / "mountinfo") or "").splitlines():
+        mount, _, system = line.partition(" - ")
+        kind, _, options = system.split(" ", 2)
+        if kind == "cgroup2" or (kind == "cgroup" and "cpu" in options.split(",")):
+            mounts.append((kind, *mount.split()[3:5]))
+    for line in (_read(proc / "cgroup") or "").splitlines():
+        _, controllers, own = line.split(":", 2)
+        version = "cgroup" if "cpu" in controllers.split(",") else "" if controllers else "cgroup2"
+        for kind, root, point in mounts:
+            if kind == version:
+                inside = os.path.relpath(own, root)
+                folder = Path(point) if inside.startswith("..") else Path(point, inside)
+                yield folder
+                yield from (parent for parent in folder.parents if parent.is_relative_to(point))
 
 
 def cuda_driver() -> ctypes.CDLL | None:
@@ -119,7 +233,9 @@ def describe() -> Machine:
         "cpu": cpuinfo.get("model name") or platform.processor() or None,
         "architecture": platform.machine(),
         "cores": os.cpu_count(),
-        "affinity": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        "affinity": None if PROCESSORS is None else sorted(PROCESSORS),
+        "cpu_quota": cpu_quota(),
+        "environment": speed_variables(),
         "instruction_sets": _instruction_sets(cpuinfo),
         "memory_gb": _memory_gb(),
         "gpu": _gpu(),
@@ -131,13 +247,17 @@ def describe() -> Machine:
     }
 
 
-def _cpuinfo(path: Path = Path("/proc/cpuinfo")) -> dict[str, str]:
-    """Return the first processor's entries; empty where there is no such file (not Linux)."""
+def _read(path: Path) -> str | None:
+    """Return the text of a file; None where there is no such file, as on another system than Linux."""
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except OSError:
-        return {}
-    lines = (line.partition(":") for line in text.strip().split("\n\n")[0].splitlines())
+        return None
+
+
+def _cpuinfo(path: Path = Path("/proc/cpuinfo")) -> dict[str, str]:
+    """Return the first processor's entries."""
+    lines = (line.partition(":") for line in (_read(path) or "").strip().split("\n\n")[0].splitlines())
     return {key.strip(): value.strip() for key, _, value in lines}
 
 

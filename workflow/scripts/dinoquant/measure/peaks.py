@@ -15,6 +15,7 @@ from typing import TypedDict
 import torch
 from torch import Tensor
 
+from dinoquant.machine import PROCESSORS
 from dinoquant.recipes.base import deprecations_known
 from dinoquant.recipes.int8.processor import int8_is_exact
 from dinoquant.runtimes.torchscript import set_up
@@ -182,7 +183,7 @@ def bandwidth(device: str, timer: Callable[[Call], float]) -> Bandwidth:
 
 def cache_bytes(root: Path = CACHES) -> int | None:
     """Return the size of all last-level caches that this process's processors use, together; None if not known."""
-    processors = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    processors = range(os.cpu_count() or 1) if PROCESSORS is None else PROCESSORS
     last: dict[str, int] = {}  # by the processors that share it
     for processor in processors:
         levels = {_read(path / "level"): path for path in (root / f"cpu{processor}/cache").glob("index*")}

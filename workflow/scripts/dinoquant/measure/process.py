@@ -21,7 +21,7 @@ from tqdm import tqdm
 from dinoquant.errors import UserError
 from dinoquant.files import read_json, read_through, write_json
 from dinoquant.job import end_with_parent
-from dinoquant.machine import Machine, describe, require_device
+from dinoquant.machine import Machine, describe, given_processors, require_device
 from dinoquant.measure.rounds import Call, Counts, ProcessRounds, TimingProtocol, measure
 from dinoquant.runtimes import files
 
@@ -46,6 +46,7 @@ class Fixed(TypedDict):
     """What was the same for everything that a process timed itself."""
 
     allocator: str
+    processors: list[int] | None
     interop_threads: int
     flush_denormal: bool
     tf32: bool
@@ -75,7 +76,7 @@ def repeat(start: Callable[[int, Counts | None], Part], protocol: TimingProtocol
 
 def in_process(request: Request, process: int, counts: Counts | None) -> ProcessTiming:
     """Return what `time_once` does, from a process of its own; raises its UserError."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, given_processors():
         result = Path(folder, "result.json")
         done = subprocess.run(
             [sys.executable, "-m", "dinoquant.measure.process", result],

@@ -18,6 +18,8 @@ from typing import NamedTuple, NotRequired, TypedDict
 
 import psutil
 
+from dinoquant.machine import PROCESSORS, throttled_periods
+
 # Above these a timing is called noisy; `tests/bench/repeatability.py` shows quiet and disturbed runs on either side.
 # Processors that other processes use, on average. Snakemake itself takes some while it waits: see profiles/default.
 MOST_FOREIGN = 0.2
@@ -211,7 +213,7 @@ class MachineWatch:
     ) -> None:
         self._probe, self._system = probe, system
         everything = set(range(os.cpu_count() or 1))
-        self._processors = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else everything
+        self._processors = everything if PROCESSORS is None else PROCESSORS
         self._frequencies: list[float] = []
         self._probes: list[float] = []
         self._before = self._state()
@@ -247,8 +249,11 @@ class MachineWatch:
         return [float(value) for value in re.findall(r"^cpu MHz\s*: ([\d.]+)", cpuinfo, re.M)]
 
     def _read_throttles(self) -> int | None:
+        """Return how often so far processors were too hot, or the quota of a control group was used up."""
         files = [file for n in self._processors for file in (self._system / f"cpu{n}").glob("thermal_throttle/*_count")]
         counts = [int(text) for text in map(_read, files) if text]
+        if (periods := throttled_periods()) is not None:
+            counts.append(periods)
         return sum(counts) if counts else None
 
 

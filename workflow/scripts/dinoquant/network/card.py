@@ -27,6 +27,7 @@ class Card(TypedDict):
     std: list[float]
     engine: str | None  # of PyTorch's `quantized::` operators, for which weights are packed on loading
     torch: NotRequired[str]  # of TorchScript files
+    operators: NotRequired[list[str]]  # outside `aten::`, that a TorchScript file takes; not every build has them
     versions: NotRequired[dict[str, str]]  # of other runtimes' models, by library
 
 

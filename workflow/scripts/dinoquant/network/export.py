@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -13,10 +14,9 @@ from torch import Tensor
 
 from dinoquant.errors import UserError
 from dinoquant.files import atomic
-from dinoquant.network.card import Card, read_card
+from dinoquant.network.card import MEMBER, Card, read_card
 from dinoquant.recipes.base import Quantized, engine
 
-CARD = "dinoquant.json"
 # Largest deviation allowed, relative to the largest feature: rounding of another summation order in float32, and of
 # bfloat16's 8 bit mantissa or a flipped int8 rounding carried through the layers.
 TOLERANCE_FLOAT32 = 1e-4
@@ -104,21 +104,28 @@ def _trace(quantized: Quantized, image: Tensor) -> torch.jit.ScriptModule:
 
 
 def _serialize(traced: torch.jit.ScriptModule, card: Card) -> bytes:
-    """Return the file's bytes, which are equal for equal models.
+    """Return the file's bytes, which are equal for equal models; with the card, to which ``operators`` come.
+
+    These are the ones outside `aten::`, which not every build of PyTorch has: see docs/arm.
 
     PyTorch's own are not: the name of the file becomes part of the archive, and so do, as debug information, the paths
     of all Python files that took part in the trace, a job's temporary script among them.
     """
     buffer, stripped = io.BytesIO(), io.BytesIO()
     with torchscript_warnings_known():
-        torch.jit.save(traced, buffer, _extra_files={CARD: json.dumps(card, sort_keys=True).encode()})
+        torch.jit.save(traced, buffer)
     buffer.seek(0)
     reader, writer = torch._C.PyTorchFileReader(buffer), torch._C.PyTorchFileWriter(stripped)
+    operators: set[str] = set()
     for name in reader.get_all_records():
         # The last one is a digest of the others, which the writer makes anew.
         if not name.endswith((".debug_pkl", ".data/serialization_id")):
             record = reader.get_record(name)
             writer.write_record(name, record, len(record))
+            if name.endswith(".py"):
+                operators |= {"::".join(found) for found in re.findall(r"\bops\.(\w+)\.(\w+)", record.decode())}
+    described = json.dumps({**card, "operators": sorted(operators)}, sort_keys=True).encode()
+    writer.write_record(MEMBER, described, len(described))
     writer.write_end_of_file()
     return stripped.getvalue()
 

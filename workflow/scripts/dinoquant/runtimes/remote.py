@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Self
 
 from dinoquant.errors import UserError
+from dinoquant.machine import given_processors
 from dinoquant.runtimes import missing, python
 from dinoquant.runtimes.backend import Array
 from dinoquant.runtimes.worker import Message, receive, send
@@ -34,13 +35,14 @@ class Remote:
         # Snakemake sets OMP_NUM_THREADS to the number of cores that it was told of.
         environment = {**os.environ, "PYTHONPATH": str(SCRIPTS), "OMP_NUM_THREADS": str(threads)}
         command = [python(runtime), "-m", "dinoquant.runtimes.worker", str(theirs.fileno()), runtime, str(threads)]
-        self._process = subprocess.Popen(
-            [*command, device, *(["timed"] if timed else [])],
-            stdin=subprocess.DEVNULL,
-            stderr=self._stderr,
-            pass_fds=[theirs.fileno()],
-            env=environment,
-        )
+        with given_processors():
+            self._process = subprocess.Popen(
+                [*command, device, *(["timed"] if timed else [])],
+                stdin=subprocess.DEVNULL,
+                stderr=self._stderr,
+                pass_fds=[theirs.fileno()],
+                env=environment,
+            )
         theirs.close()
 
     def __enter__(self) -> Self:
@@ -71,5 +73,5 @@ class Remote:
         return answer, answered_array
 
     def about(self) -> dict[str, str]:
-        """Return the versions of the runtime's libraries; and what was done about the allocator, if it is timed."""
+        """Return what `Worker.about` does."""
         return self.ask("about")[0]

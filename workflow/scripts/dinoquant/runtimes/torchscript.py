@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dinoquant.data.preprocess import preprocess
+from dinoquant.machine import require_processors
 from dinoquant.network.card import Card
 from dinoquant.network.export import load
 from dinoquant.runtimes.backend import Array, Backend, Run
@@ -17,6 +18,7 @@ from dinoquant.runtimes.backend import Array, Backend, Run
 class Settings(TypedDict):
     """What `set_up` fixed, for the record."""
 
+    processors: list[int] | None  # that the threads may run on, all together
     interop_threads: int
     flush_denormal: bool
     tf32: bool
@@ -27,6 +29,8 @@ def set_up(threads: int) -> Settings:
 
     Overrides OMP_NUM_THREADS, which Snakemake sets to the number of cores it was told of. Denormals are computed in
     full and float32 products on CUDA are float32, not TF32: what a user of the model gets who asks for nothing else.
+
+    Raises UserError if the threads are bound to fewer processors than there are threads.
     """
     torch.set_num_threads(threads)
     if torch.get_num_interop_threads() != 1:  # may be set only once in a process
@@ -34,7 +38,13 @@ def set_up(threads: int) -> Settings:
     torch.set_flush_denormal(False)
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
-    return {"interop_threads": torch.get_num_interop_threads(), "flush_denormal": False, "tf32": False}
+    torch.zeros(threads << 16).exp_()  # starts the threads, which are bound no earlier
+    return {
+        "processors": require_processors(threads),
+        "interop_threads": torch.get_num_interop_threads(),
+        "flush_denormal": False,
+        "tf32": False,
+    }
 
 
 class TorchScript:

@@ -19,6 +19,7 @@ from typing import Any, cast
 import numpy as np
 
 from dinoquant.errors import UserError
+from dinoquant.machine import require_processors
 from dinoquant.network.card import Card
 from dinoquant.runtimes import RUNTIMES
 from dinoquant.runtimes.allocator import keep_freed_memory
@@ -51,13 +52,18 @@ class Worker:
     def __init__(self, name: str, threads: int, device: str, timed: bool) -> None:
         # As for what it is compared with, and before the runtime allocates anything.
         self._allocator = keep_freed_memory() if timed else None
+        processors = require_processors(threads) or []
+        self._threads = {"threads": str(threads), "processors": ", ".join(map(str, processors))}
         self._libraries, self._device = RUNTIMES[name].libraries, device
         self._backend = prepare(name, threads, device)
 
     def about(self, _: None) -> tuple[Message, None]:
-        """Answer the versions of the runtime's libraries, and what was done about the allocator if this is timed."""
+        """Answer the versions of the runtime's libraries, its threads and the processors that these may run on.
+
+        If this is timed, also what was done about the allocator.
+        """
         versions = {library: version(library) for library in self._libraries}
-        return versions | ({"allocator": self._allocator} if self._allocator else {}), None
+        return self._threads | versions | ({"allocator": self._allocator} if self._allocator else {}), None
 
     def convert(self, images: Array | None, source: str, target: str, card: Card) -> tuple[Message, None]:
         """Make the model that ``card`` describes; ``images`` are for its calibration."""

@@ -206,6 +206,7 @@ class TokenLinear(Int8Linear):
     AFTER_GELU: Final[int] = 16  # likewise, of what comes out of a GELU
     GELU_MINIMUM: Final[float] = GELU_MINIMUM
     SMALLEST_STEP: Final[float] = 1e-12  # a token of zeros must not divide by zero
+    FEWEST_ROWS: Final[int] = 32  # of `torch._int_mm` on CUDA, which refuses 16; the last block has a row an image
 
     def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor, after_gelu: bool) -> None:
         super().__init__(weight, scale, bias)
@@ -245,7 +246,8 @@ class TokenLinear(Int8Linear):
             if self.after_gelu:
                 integers -= self.CENTRE - zero_point
             tokens = integers.to(torch.int8).flatten(0, -2)
-            product = torch._int_mm(tokens, self.packed)
+            missing = max(0, self.FEWEST_ROWS - tokens.size(0))
+            product = torch._int_mm(functional.pad(tokens, [0, 0, 0, missing]), self.packed)[: tokens.size(0)]
             if self.after_gelu:
                 product += (self.CENTRE - zero_point) * self.weight.sum(1, dtype=torch.int32)
             scaled = torch.unflatten(product * self.scale, 0, inputs.size()[:-1])
