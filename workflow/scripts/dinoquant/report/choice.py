@@ -103,7 +103,7 @@ class Choice:
             "chosen": self.pick,
             "runner-up": self.runner_up if self.pick else None,
             "baseline": next((row for row in self.measured if row["variant"] == BASELINE), None),
-            "the notebook's": next((row for row in self.measured if row["variant"] == NOTEBOOK), None),
+            "the notebook's int8": next((row for row in self.measured if row["variant"] == NOTEBOOK), None),
             "fastest": fastest,
             "almost chosen": self.almost,
             "more faithful": self.more_faithful,

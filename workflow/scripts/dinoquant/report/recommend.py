@@ -29,8 +29,8 @@ from dinoquant.runtimes import BASELINE, TORCHSCRIPT
 LINKS = "results/recommended"
 EXAMPLE = Path(__file__).parent / "templates" / "example.py"  # runs a TorchScript file on a photograph
 RUN_THAT_TELLS = (
-    "The run that tells: `make run`, with DINO's weights and photographs. It downloads 335 MB (Tiny ImageNet, 248 MB; "
-    "the checkpoint, 87 MB), and `make estimate` says beforehand how long it takes here."
+    "The run that tells is make run, with DINO's weights and photographs. It downloads 335 MB (Tiny ImageNet, 248 MB; "
+    "the checkpoint, 87 MB), and make estimate says beforehand how long it takes here."
 )
 MEASURE = {  # key of the budget -> what it limits, in a sentence
     "cosine": "mean cosine to fp32",
@@ -89,7 +89,7 @@ class Recommendation(TypedDict):
 
 
 def recommend(rows: Sequence[Row], config: RecommendConfig) -> Recommendation:
-    """Return what to deploy, from the rows of the summary; with a substitute only what is fast, and how to learn more."""
+    """Return what to deploy, from the rows of the summary; with a substitute only what is fast, and how to learn it."""
     judged = not config["substitutes"]
     budget = config["budget"]
     if not judged:
@@ -282,8 +282,8 @@ def _alternatives(pick: Row, choice: Choice, rejected: Mapping[str, str]) -> lis
         saved = known(pick, "latency_p50_ms") - known(almost, "latency_p50_ms")
         sentence = f"{name} saves {saved:.2f} ms per call, {_speed(almost)}, but {rejected[name]}"
         if all(math.isfinite(miss.end) for miss in misses):
-            wanted = " and ".join(f"`{miss.key}: {_loosened(miss)}`" for miss in misses)
-            sentence += f"; a budget of {wanted} would buy it"
+            wanted = " and ".join(f"{miss.key} {_loosened(miss)}" for miss in misses)
+            sentence += f"; a budget of {wanted} would take it"
         sentences.append(f"{sentence}.")
     if better := choice.more_faithful:
         cost = known(better, "latency_p50_ms") - known(pick, "latency_p50_ms")

@@ -1,4 +1,4 @@
-"""Print the features of a photograph, with PyTorch and Pillow: `python results/recommended/DEVICE.py photograph.jpg`."""
+"""Print a photograph's features, with PyTorch and Pillow: `python results/recommended/DEVICE.py photograph.jpg`."""
 
 import json
 import sys
