@@ -94,13 +94,12 @@ class Choice:
     def _distance(self, variant: str) -> tuple[float, str]:
         return self.misses[variant][0].times, variant
 
-    @property
-    def that_matter(self) -> Mapping[str, str]:
-        """The variants that matter, five at most, and what each is."""
+    def that_matter(self, chosen: str) -> Mapping[str, str]:
+        """Return the variants that matter, five at most, and what each is; the pick is called ``chosen``."""
         fastest = max(self.measured, key=lambda row: known(row, "speedup"), default=None)
         smallest = min(self.measured, key=lambda row: known(row, "size_mb"), default=None)
         names = {
-            "chosen": self.pick,
+            chosen: self.pick,
             "runner-up": self.runner_up if self.pick else None,
             "baseline": next((row for row in self.measured if row["variant"] == BASELINE), None),
             "the notebook's int8": next((row for row in self.measured if row["variant"] == NOTEBOOK), None),

@@ -29,8 +29,8 @@ from dinoquant.runtimes import BASELINE, TORCHSCRIPT
 LINKS = "results/recommended"
 EXAMPLE = Path(__file__).parent / "templates" / "example.py"  # runs a TorchScript file on a photograph
 RUN_THAT_TELLS = (
-    "The run that tells is make run, with DINO's weights and photographs. It downloads 335 MB (Tiny ImageNet, 248 MB; "
-    "the checkpoint, 87 MB), and make estimate says beforehand how long it takes here."
+    "The run that tells is make run, with DINO's weights and photographs. It downloads 335 MB: Tiny ImageNet, "
+    "248 MB, and the checkpoint, 87 MB."
 )
 MEASURE = {  # key of the budget -> what it limits, in a sentence
     "cosine": "mean cosine to fp32",
@@ -139,10 +139,7 @@ def _on_device(rows: Sequence[Row], device: str, budget: Budget, config: Recomme
             "speed": front(_points(choice.measured, "speedup", -1)),
             "size": front(_points(choice.measured, "size_mb", 1)),
         },
-        "that_matter": {
-            variant: roles.replace("chosen", "recommended" if judged else "first by speed and size", 1)
-            for variant, roles in choice.that_matter.items()
-        },
+        "that_matter": choice.that_matter("recommended" if judged else "first by speed and size"),
     }
 
 
