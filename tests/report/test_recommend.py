@@ -290,6 +290,19 @@ def test_links_lead_to_the_artifact_and_to_what_belongs_to_it(tmp_path: Path) ->
     assert all(not Path(path.readlink()).is_absolute() for path in links.values() if path.is_symlink())
 
 
+def test_images_without_labels_are_judged_by_the_cosine_alone_which_is_said() -> None:
+    unlabelled = {"knn_top1_drop": "", "knn_top1_drop_ci_low": "", "knn_top1_drop_ci_high": ""}
+    rows = [row | unlabelled for row in (FP32, NAIVE, GOOD)]
+    recommended = on_cpu(*rows, knn_top1_drop=1)
+    assert recommended["pick"] == "good"
+    assert recommended["warnings"] == [
+        "The images have no labels: the cosine was judged, and what k-NN top-1 loses is not known."
+    ]
+    assert on_cpu(*rows)["warnings"] == []  # nothing was asked of it
+    unmeasured = on_cpu(FP32, GOOD | unlabelled, knn_top1_drop=1)
+    assert unmeasured["rejected"]["good"] == "its loss of k-NN top-1 was not measured"
+
+
 @pytest.mark.parametrize("substitutes", [[], ["seeded weights"]])
 def test_the_terminal_gets_the_answer_and_on_a_substitute_the_run_that_tells(substitutes: list[str]) -> None:
     config: RecommendConfig = {
@@ -310,6 +323,7 @@ def test_the_terminal_gets_the_answer_and_on_a_substitute_the_run_that_tells(sub
         assert set(re.findall(r"make ([a-z]+)", lines[-1])) <= set(targets)
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_the_example_runs_the_file_on_a_photograph_with_pytorch_and_pillow_alone(tmp_path: Path) -> None:
     """As it stands, in a process of its own that refuses every other library."""
     import numpy as np

@@ -118,6 +118,8 @@ class Choice:
 def choose(rows: Sequence[Row], budget: Budget) -> Choice:
     """Return the choice among the rows of one device at one batch size."""
     measured = [row for row in rows if row["status"] != "unsupported"]
+    if without_labels(measured):
+        budget = {**budget, KNN: None}
     misses = {row["variant"]: its for row in measured if (its := _misses(row, budget))}
     within = sorted((row for row in measured if row["variant"] not in misses), key=lambda row: -known(row, "speedup"))
     return Choice(rows, measured, misses, within, _pick(within))
@@ -127,6 +129,11 @@ def without_accuracy(rows: Sequence[Row], budget: Budget) -> tuple[list[Row], Bu
     """Return rows and budget as if no accuracy had been measured: on a substitute it says nothing."""
     unknown = {name: "" for column in ABOUT_ACCURACY for name in column.names}
     return [{**row, **unknown} for row in rows], {**budget, "cosine": None, KNN: None}
+
+
+def without_labels(measured: Sequence[Row]) -> bool:
+    """Say whether no variant has a k-NN accuracy, because the images have no labels."""
+    return not any(row[KNN] for row in measured)
 
 
 def queries_short(row: Row, budget: Budget) -> float | None:

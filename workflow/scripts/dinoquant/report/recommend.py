@@ -22,6 +22,7 @@ from dinoquant.report.choice import (
     merits,
     queries_short,
     without_accuracy,
+    without_labels,
 )
 from dinoquant.report.columns import COLUMN, Row, number
 from dinoquant.runtimes import BASELINE, TORCHSCRIPT
@@ -126,7 +127,7 @@ def _on_device(rows: Sequence[Row], device: str, budget: Budget, config: Recomme
         "alternatives": _alternatives(pick, choice, rejected) if pick else [],
         "warnings": [
             *(_warning(row) for row in (pick, runner_up) if pick and row and row["status"] != "ok"),
-            *([text] if pick and (text := _undecided(pick, budget)) else []),
+            *([text] if pick and judged and (text := _undecided(pick, choice, budget)) else []),
         ],
         "runner_up": (
             {"variant": runner_up["variant"], "distinguishable": distinguishable(pick, runner_up)}
@@ -298,8 +299,10 @@ def _loosened(miss: Miss) -> str:
     return f"{math.ceil(miss.end * 100) / 100:g}"
 
 
-def _undecided(pick: Row, budget: Budget) -> str | None:
-    """Return that the queries are too few to judge what the pick loses, and how many it would take."""
+def _undecided(pick: Row, choice: Choice, budget: Budget) -> str | None:
+    """Return why it is not known whether the pick keeps within the k-NN loss allowed; None if that is known."""
+    if budget[KNN] is not None and without_labels(choice.measured):
+        return "The images have no labels: the cosine was judged, and what k-NN top-1 loses is not known."
     times = queries_short(pick, budget)
     if times is None:
         return None
