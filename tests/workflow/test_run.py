@@ -9,6 +9,8 @@ import sys
 import zipfile
 from pathlib import Path
 
+from PIL import Image
+
 from conftest import ROOT, Checkout
 from dinoquant.report.provenance import sha256
 
@@ -44,7 +46,12 @@ def test_on_a_substitute_the_fastest_is_named_and_its_file_runs_but_nothing_is_r
     assert {answer["fastest"], *answer["rejected"]} == {"fp32", "int8-dynamic-linear", "int8-static", "fp16"}
     example = finished.folder / "results/recommended/cpu.py"
     assert f"results/models/{answer['fastest']}/model.pt" in example.read_text()
-    assert [path.name for path in example.parent.iterdir()] == [example.name]
+    assert not any(path.is_symlink() for path in example.parent.iterdir())
+    Image.new("RGB", (300, 200), "orange").save(finished.folder / "photograph.jpg")
+    command = [sys.executable, "-W", "ignore", example, "photograph.jpg"]
+    done = subprocess.run(command, cwd=finished.folder, capture_output=True, text=True, check=True)
+    card = json.loads((finished.folder / "results/models/fp32/info.json").read_text())
+    assert len([float(number) for number in done.stdout.split()]) == card["feature_dim"]
 
 
 def test_timings_overlap_nothing(finished: Checkout) -> None:
