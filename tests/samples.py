@@ -60,6 +60,7 @@ BECAME = [
 ]
 PRECISIONS = dict(zip(BECAME, ["fp32", "int8", "int8", "int8", "int8", "fp32", "bf16", "fp16", "fp32"], strict=True))
 BYTES = {name: 1 if name.startswith("int8") else 4 for name in BECAME} | {"bfloat16": 2, "float16": 2}
+FIGURES = ["pareto", "latency"]  # of the page
 AUDIT_COLUMNS = ["module", "kind", "quantizable", "reason", "asked", "became", "precision"]
 AUDIT_COLUMNS += ["parameters", "bytes_before", "bytes_after"]
 
@@ -156,7 +157,7 @@ def write_samples(
 
 
 def write_tables(samples: Samples) -> None:
-    """Write the summary and the recommendation below ``samples.root``, and a figure to show."""
+    """Write the summary and the recommendation below ``samples.root``, and figures to show."""
     from dinoquant.files import read_rows
     from dinoquant.report.recommend import recommend
     from dinoquant.report.summary import summarise, write_summary
@@ -167,7 +168,9 @@ def write_tables(samples: Samples) -> None:
     write_summary(table, samples.root / "summary.csv")
     recommendation = recommend(read_rows(samples.root / "summary.csv"), samples.recommend_config)
     _write(samples.root / "recommendation.json", recommendation)
-    (samples.root / "latency.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg"/>')
+    for figure in FIGURES:
+        path = samples.root / f"{figure}.svg"
+        path.write_text('<svg xmlns="http://www.w3.org/2000/svg" width="468pt" height="500pt" viewBox="0 0 468 500"/>')
 
 
 def render_page(samples: Samples) -> tuple[str, str]:
@@ -179,7 +182,7 @@ def render_page(samples: Samples) -> tuple[str, str]:
         recommendation=samples.root / "recommendation.json",
         audits=samples.audits,
         accuracy=samples.accuracy,
-        figures=[samples.root / "latency.svg"],
+        figures=[samples.root / f"{figure}.svg" for figure in FIGURES],
         archive=samples.archive,
         dataset=samples.dataset,
         checkpoint=samples.checkpoint,
@@ -290,7 +293,7 @@ def _config(devices: list[str], batch_sizes: list[int], substitute: bool) -> dic
             "confidence": 0.95,
             "resamples": 2000,
         },
-        "budget": {"cosine": 0.99, "knn_top1_drop": None, "latency_ms": None, "size_mb": None, "peak_rss_mb": None},
+        "budget": {"cosine": 0.995, "knn_top1_drop": 1, "latency_ms": None, "size_mb": None, "peak_rss_mb": None},
         "figures": {"palette": "colorblind", "font_scale": 1.0, "dpi": 150, "batch_size": None},
     }
 

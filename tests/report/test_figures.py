@@ -133,7 +133,19 @@ def test_no_text_leaves_the_picture(module: Any, drawn_large: dict[Any, Figure])
     _assert_inside(drawn_large[module])
 
 
-@pytest.mark.parametrize("module", [pareto, fidelity])
+def test_pareto_sets_size_against_speed_on_a_substitute(drawn_large: dict[Any, Figure]) -> None:
+    texts = " ".join(_texts(drawn_large[pareto]))
+    assert "Size against speed" in texts
+    assert "cosine" not in texts
+    (ax,) = drawn_large[pareto].axes
+    bottom, top = ax.get_ylim()
+    assert bottom > top  # smaller is better, and better is up
+    (front,) = (line for line in ax.lines if line.get_gid() == pareto.FRONT)
+    assert (np.diff(front.get_xdata()) <= 0).all()
+    assert (np.diff(front.get_ydata()) <= 0).all()
+
+
+@pytest.mark.parametrize("module", [fidelity])
 def test_accuracy_figures_say_when_their_inputs_are_a_substitute(
     module: Any, drawn: dict[Any, Figure], drawn_large: dict[Any, Figure]
 ) -> None:

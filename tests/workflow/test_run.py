@@ -9,6 +9,8 @@ import sys
 import zipfile
 from pathlib import Path
 
+from PIL import Image
+
 from conftest import ROOT, Checkout
 from dinoquant.report.provenance import sha256
 
@@ -31,17 +33,25 @@ def test_summary_has_a_row_for_every_variant(finished: Checkout) -> None:
 
 def test_run_ends_with_the_answer_the_table_and_the_path_of_the_report(finished: Checkout) -> None:
     printed = (finished.folder / "stdout.txt").read_text()
-    answer = printed.rindex("On cpu, batch 1, deploy")
+    answer = printed.rindex("Speed and size only (generated data set, seeded weights). On cpu, batch 1, ")
     table, path = printed.rindex("speed-up"), printed.rindex(str(finished.folder / "results/report.html"))
     assert answer < table < path
 
 
-def test_what_is_recommended_is_linked_and_loads(finished: Checkout) -> None:
-    found = json.loads((finished.folder / "results/recommendation.json").read_text())["devices"]["cpu"]
-    link = finished.folder / found["link"]
-    assert link.resolve() == finished.folder / found["artifacts"][0]
-    assert not link.readlink().is_absolute()
-    assert {found["pick"], *found["rejected"]} == {"fp32", "int8-dynamic-linear", "int8-static", "fp16"}
+def test_on_a_substitute_the_fastest_is_named_and_its_file_runs_but_nothing_is_recommended(finished: Checkout) -> None:
+    recommendation = json.loads((finished.folder / "results/recommendation.json").read_text())
+    assert recommendation["accuracy_judged"] is False
+    answer = recommendation["devices"]["cpu"]
+    assert answer["pick"] is None
+    assert {answer["fastest"], *answer["rejected"]} == {"fp32", "int8-dynamic-linear", "int8-static", "fp16"}
+    example = finished.folder / "results/recommended/cpu.py"
+    assert f"results/models/{answer['fastest']}/model.pt" in example.read_text()
+    assert not any(path.is_symlink() for path in example.parent.iterdir())
+    Image.new("RGB", (300, 200), "orange").save(finished.folder / "photograph.jpg")
+    command = [sys.executable, "-W", "ignore", example, "photograph.jpg"]
+    done = subprocess.run(command, cwd=finished.folder, capture_output=True, text=True, check=True)
+    card = json.loads((finished.folder / "results/models/fp32/info.json").read_text())
+    assert len([float(number) for number in done.stdout.split()]) == card["feature_dim"]
 
 
 def test_timings_overlap_nothing(finished: Checkout) -> None:

@@ -68,6 +68,7 @@ rule summarise:
 rule recommend:
     input:
         summary="results/summary.csv",
+        example=in_workflow("workflow/scripts/dinoquant/report/templates/example.py"),
         code=code("recommend"),
         lock=LOCK,
     output:

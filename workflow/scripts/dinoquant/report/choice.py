@@ -8,9 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from dinoquant.report.columns import COLUMN, Column, Row, number
-from dinoquant.runtimes import TORCHSCRIPT
+from dinoquant.report.columns import COLUMN, COLUMNS, Column, Row, Source, number
+from dinoquant.runtimes import BASELINE, TORCHSCRIPT
 
+NOTEBOOK = "int8-dynamic-linear-conv"  # the preset that is the notebook's recipe
+MOST_SHOWN = 5  # variants that matter
 MOST_GIVEN_UP = 0.1  # of the fastest variant's speed, for a smaller file where the two cannot be told apart
 Budget = Mapping[str, float | None]  # by the keys of ``LIMITED``; None: no limit
 LIMITED = {  # key of the budget -> the column that it limits
@@ -20,6 +22,8 @@ LIMITED = {  # key of the budget -> the column that it limits
     "size_mb": COLUMN["size_mb"],
     "peak_rss_mb": COLUMN["peak_rss_mb"],
 }
+KNN = "knn_top1_drop"
+ABOUT_ACCURACY = [column for column in COLUMNS if column.source in (Source.ACCURACY, Source.PROBE)]
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ class Choice:
 
     rows: Sequence[Row]  # all of the device
     measured: Sequence[Row]
-    misses: Mapping[str, Miss]  # by variant, of those that are not within the budget
+    misses: Mapping[str, Sequence[Miss]]  # by variant, of those that are not within the budget; the worst first
     within: Sequence[Row]  # the budget, the fastest first
     pick: Row | None
 
@@ -67,29 +71,95 @@ class Choice:
     @property
     def closest(self) -> str | None:
         """The variant that misses the budget by least, if none was picked."""
-        return None if self.pick else min(self.misses, key=lambda name: (self.misses[name].times, name), default=None)
+        return None if self.pick else min(self.misses, key=self._distance, default=None)
 
     @property
-    def fastest_missed(self) -> Row | None:
-        """The fastest of those that are faster than the pick, beyond noise, and outside the budget."""
+    def almost(self) -> Row | None:
+        """Of those that are faster than the pick, beyond noise, the one that misses the budget by least."""
         pick = self.pick
         faster = [row for row in self.measured if pick and row["variant"] in self.misses and distinguishable(row, pick)]
-        return max(faster, key=lambda row: known(row, "speedup"), default=None)
+        return min(faster, key=lambda row: self._distance(row["variant"]), default=None)
+
+    @property
+    def more_faithful(self) -> Row | None:
+        """The fastest within the budget that is slower than the pick and has a better cosine, intervals apart."""
+        low, high = COLUMN["cosine_mean"].ends
+        highest = number(self.pick, high) if self.pick else None
+        if not self.pick or highest is None:
+            return None
+        latency = known(self.pick, "latency_p50_ms")
+        slower = (row for row in self.within if known(row, "latency_p50_ms") > latency and row["variant"] != BASELINE)
+        return next((row for row in slower if known(row, low) > highest), None)
+
+    def _distance(self, variant: str) -> tuple[float, str]:
+        return self.misses[variant][0].times, variant
+
+    def that_matter(self, chosen: str) -> Mapping[str, str]:
+        """Return the variants that matter, five at most, and what each is; the pick is called ``chosen``."""
+        fastest = max(self.measured, key=lambda row: known(row, "speedup"), default=None)
+        smallest = min(self.measured, key=lambda row: known(row, "size_mb"), default=None)
+        names = {
+            chosen: self.pick,
+            "runner-up": self.runner_up if self.pick else None,
+            "baseline": next((row for row in self.measured if row["variant"] == BASELINE), None),
+            "the notebook's int8": next((row for row in self.measured if row["variant"] == NOTEBOOK), None),
+            "fastest": fastest,
+            "almost chosen": self.almost,
+            "more faithful": self.more_faithful,
+            "smallest": smallest,
+        }
+        roles: dict[str, list[str]] = {}
+        for role, row in names.items():
+            if row and (row["variant"] in roles or len(roles) < MOST_SHOWN):
+                roles.setdefault(row["variant"], []).append(role)
+        return {variant: ", ".join(its) for variant, its in roles.items()}
 
 
 def choose(rows: Sequence[Row], budget: Budget) -> Choice:
     """Return the choice among the rows of one device at one batch size."""
     measured = [row for row in rows if row["status"] != "unsupported"]
-    misses = {row["variant"]: miss for row in measured if (miss := _worst_miss(row, budget))}
+    if without_labels(measured):
+        budget = {**budget, KNN: None}
+    misses = {row["variant"]: its for row in measured if (its := _misses(row, budget))}
     within = sorted((row for row in measured if row["variant"] not in misses), key=lambda row: -known(row, "speedup"))
     return Choice(rows, measured, misses, within, _pick(within))
 
 
-def _worst_miss(row: Row, budget: Budget) -> Miss | None:
-    """Return the limit that ``row`` misses by most."""
+def without_accuracy(rows: Sequence[Row], budget: Budget) -> tuple[list[Row], Budget]:
+    """Return rows and budget as if no accuracy had been measured: on a substitute it says nothing."""
+    unknown = {name: "" for column in ABOUT_ACCURACY for name in column.names}
+    return [{**row, **unknown} for row in rows], {**budget, "cosine": None, KNN: None}
+
+
+def without_labels(measured: Sequence[Row]) -> bool:
+    """Say whether no variant has a k-NN accuracy, because the images have no labels."""
+    return not any(row[KNN] for row in measured)
+
+
+def queries_short(row: Row, budget: Budget) -> float | None:
+    """Return how many times the queries it takes to judge the loss of k-NN top-1; None where there are enough.
+
+    They are too few where the half width of the interval alone exceeds the loss allowed. It falls with the root of
+    their number.
+    """
+    low, high = (number(row, end) for end in LIMITED[KNN].ends)
+    limit = budget[KNN]
+    if limit is None or low is None or high is None or (high - low) / 2 <= limit:
+        return None
+    return ((high - low) / 2 / limit) ** 2 if limit else math.inf
+
+
+def _misses(row: Row, budget: Budget) -> list[Miss]:
+    """Return the limits that ``row`` misses, the one missed by most first.
+
+    A loss of k-NN top-1 that the queries are too few to judge is missed only where a larger one was shown.
+    """
     limits = {key: limit for key in LIMITED if (limit := budget[key]) is not None}
+    low = number(row, LIMITED[KNN].ends[0])
+    if queries_short(row, budget) and low is not None and low <= limits[KNN]:
+        del limits[KNN]
     misses = [miss for key, limit in limits.items() if (miss := _miss(row, key, limit))]
-    return max(misses, key=lambda miss: miss.times, default=None)
+    return sorted(misses, key=lambda miss: -miss.times)
 
 
 def _miss(row: Row, key: str, limit: float) -> Miss | None:
@@ -133,7 +203,7 @@ def _pick(within: Sequence[Row]) -> Row | None:
 def merits(row: Row) -> Merits:
     """Return what decides if speed does not."""
     size = float(f"{known(row, 'size_mb'):.2g}")
-    return Merits(row["status"] != "ok", size, row["runtime"] != TORCHSCRIPT, -known(row, "cosine_mean"))
+    return Merits(row["status"] != "ok", size, row["runtime"] != TORCHSCRIPT, -(number(row, "cosine_mean") or 0))
 
 
 def distinguishable(fast: Row, slow: Row) -> bool:

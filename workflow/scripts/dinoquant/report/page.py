@@ -14,8 +14,10 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from dinoquant.files import read_json, read_rows
+from dinoquant.report.choice import ABOUT_ACCURACY
 from dinoquant.report.columns import COLUMNS, Row
 from dinoquant.report.figures.catalogue import CATALOGUE
+from dinoquant.report.recommend import Recommendation
 from dinoquant.report.records import Accuracy, ClassAccuracy, Facts, Timing
 from dinoquant.runtimes import BASELINE
 
@@ -78,13 +80,21 @@ def render_report(
     accuracies: list[Accuracy] = [read_json(path) for path in accuracy]
     data, model = read_json(dataset), read_json(info)
     known = {name for row in rows for name, value in row.items() if value}
-    columns = [column for column in COLUMNS if column.heading and (column.rank or column.name in known)]
+    answers: Recommendation = read_json(recommendation)
+    columns = sorted(
+        (column for column in COLUMNS if column.heading and (column.rank or column.name in known)),
+        key=lambda column: column.rank or len(COLUMNS),
+    )
+    unjudged = [] if answers["accuracy_judged"] else ABOUT_ACCURACY
     content = {
         "substitutes": [source["substitute"] for source in (data, model) if source["substitute"]],
-        "recommendation": read_json(recommendation),
+        "recommendation": answers,
+        "chosen": {device: answer["pick"] or answer["fastest"] for device, answer in answers["devices"].items()},
+        "matter": _rows_that_matter(rows, answers),
         "figures": [_picture(Path(path)) for path in figures],
         "rows": rows,
-        "columns": sorted(columns, key=lambda column: column.rank or len(COLUMNS)),
+        "columns": columns,
+        "leading": [column for column in columns if column.rank and column not in unjudged],
         "all_columns": COLUMNS,
         "doubts": [row for row in rows if row["status"] in ("noisy", "unstable")],
         "nodes": Counter(f"{row['node']} ({row['cpu'] or 'processor not known'})" for row in rows if row["node"]),
@@ -115,6 +125,15 @@ def render_report(
     }
     html = _environment(autoescape=True).get_template("report.html.j2").render(content)
     return html, _environment(finalize=_markdown).get_template("report.md.j2").render(content)
+
+
+def _rows_that_matter(rows: Sequence[Row], answers: Recommendation) -> Mapping[str, Sequence[Row]]:
+    """Return the few rows that lead the page, by device, in the order of the recommendation."""
+    shown = {(row["device"], row["variant"]): row for row in rows if row["batch_size"] == str(answers["batch_size"])}
+    return {
+        device: [shown[device, variant] for variant in answer["that_matter"]]
+        for device, answer in answers["devices"].items()
+    }
 
 
 def methods(content: Mapping[str, object]) -> list[tuple[str, str]]:

@@ -24,6 +24,7 @@ CATALOGUE: Mapping[str, Entry] = {
     "pareto": Entry(
         ("summary",),
         "Mean cosine similarity to the features of fp32 against the speed-up over it: what speed costs in fidelity. "
+        "With seeded weights or generated images, which tell nothing of it, size takes its place. "
         "A variant off the line is beaten by one on it in both.",
         batch_size=True,
     ),

@@ -21,20 +21,21 @@ from dinoquant.report.figures.style import MUTED, Style, crowding, font_scale
 Point = tuple[float, float]
 # Where a name may stand around its point: first near, right and left before above and below; then farther away.
 DISTANCES = [13, 26, 42, 60, 80, 105, 135, 170, 210]  # points
-ANGLES = [0, 180, 90, 270, 35, 145, 325, 215]  # degrees
+ANGLES = [0, 180, 90, 270, 35, 145, 325, 215, 60, 120, 300, 240]  # degrees
 
 
 def name_points(ax: Axes, points: Mapping[str, Point], line: Line2D) -> None:
-    """Write the names beside their points, each at the first position where it covers no marker, no name, not ``line``.
+    """Write the names beside their points, each at the first position where it covers no marker, whisker, name or line.
 
-    Where there is room enough, no line from a name back to its point crosses a name either. The layout must be done
-    before, as it decides where there is room.
+    Where there is room enough, no line from a name back to its point crosses a name or another marker either. The
+    layout must be done before, as it decides where there is room.
     """
     inside = ax.get_window_extent()
     radius = 7 * ax.figure.dpi / 72
     centres = ax.transData.transform(list(points.values()))
     markers = [Bbox([centre - radius, centre + radius]) for centre in centres]
     front = line.get_path().transformed(line.get_transform())
+    whiskers = [path.transformed(bars.get_transform()) for bars in ax.collections for path in bars.get_paths()]
     names: list[Bbox] = []
     leaders: list[Path] = []
     for (name, point), centre in zip(points.items(), centres, strict=True):
@@ -43,9 +44,10 @@ def name_points(ax: Axes, points: Mapping[str, Point], line: Line2D) -> None:
             box = _text_box(label)
             leader = Path([centre, np.clip(centre, box.min, box.max)])
             free = not any(box.overlaps(other) for other in [*markers, *names])
-            free = free and not front.intersects_bbox(box, filled=False)
+            free = free and not any(path.intersects_bbox(box, filled=False) for path in (front, *whiskers))
             if not crossed:
-                free = free and not any(leader.intersects_bbox(other, filled=False) for other in names)
+                others = [*names, *(marker for marker in markers if not marker.contains(*centre))]
+                free = free and not any(leader.intersects_bbox(other, filled=False) for other in others)
                 free = free and not any(other.intersects_bbox(box, filled=False) for other in leaders)
             if free and inside.contains(*box.min) and inside.contains(*box.max):
                 break

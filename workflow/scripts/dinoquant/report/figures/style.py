@@ -149,8 +149,10 @@ def empty_row(ax: Axes, row: float, text: str) -> None:
 
 def finish(figure: Figure, title: str, subtitle: str, notes: Iterable[str] = ()) -> Figure:
     """Add the title, the line that explains the marks, and the notes at the foot."""
-    figure.suptitle(_wrapped(title.splitlines(), 74), x=0.012, ha="left", weight="bold")
-    figure.supxlabel(_wrapped([subtitle, *notes], 112), x=0.012, ha="left", size="small", color=MUTED)
+    width = figure.get_figwidth()
+    figure.suptitle(_wrapped(title.splitlines(), round(8.2 * width / font_scale())), x=0.012, ha="left", weight="bold")
+    notes = _wrapped([subtitle, *notes], round(12.4 * width / font_scale()))
+    figure.supxlabel(notes, x=0.012, ha="left", size="small", color=MUTED)
     return figure
 
 
@@ -164,9 +166,9 @@ def crowding(variants: int) -> float:
     return max(1.0, font_scale() * variants / 16)
 
 
-def _wrapped(texts: Sequence[str], width: int) -> str:
-    """Return ``texts`` below one another, in lines of ``width`` characters of the usual size."""
-    return "\n".join(line for text in texts for line in textwrap.wrap(text, round(width / font_scale())))
+def _wrapped(texts: Sequence[str], characters: int) -> str:
+    """Return ``texts`` below one another, in lines of that many characters."""
+    return "\n".join(line for text in texts for line in textwrap.wrap(text, characters))
 
 
 def save(figure: Figure, paths: Iterable[str | Path], dpi: int) -> None:
