@@ -1,5 +1,7 @@
 """Join what some of timm's models compute in parts, so that every product is one Linear, called as a module."""
 
+from typing import Any
+
 import torch
 from timm.layers.attention import AttentionRope
 from timm.layers.mlp import GluMlp, SwiGLU
@@ -14,13 +16,13 @@ def merge(model: nn.Module) -> nn.Module:
     function, with biases of their own; or they have three Linears where others have one, or two in SwiGLU. Names of
     parameters change: load a checkpoint first.
     """
-    for name, module in list(model.named_modules()):
+    parts: list[tuple[str, Any]] = list(model.named_modules())
+    for name, module in parts:
         if isinstance(module, SwiGLU):
             model.set_submodule(name, _packed(module))
-        elif isinstance(module, EvaAttention | AttentionRope) and module.qkv is None and not _grouped(module):
-            module.qkv = joined(module.q_proj, module.k_proj, module.v_proj)
-            module.q_proj = module.k_proj = module.v_proj = None
-        elif getattr(module, "q_bias", None) is not None and isinstance(module.qkv, nn.Linear):
+        elif isinstance(module, EvaAttention | AttentionRope):
+            _fuse(module)
+        if getattr(module, "q_bias", None) is not None and isinstance(module.qkv, nn.Linear):
             biases = [part.detach() for part in (module.q_bias, module.k_bias, module.v_bias)]
             module.qkv.bias = nn.Parameter(torch.cat(biases), requires_grad=False)
             module.q_bias = module.k_bias = module.v_bias = None
@@ -46,6 +48,8 @@ def _packed(mlp: SwiGLU) -> GluMlp:
     return packed.eval()
 
 
-def _grouped(attention: EvaAttention | AttentionRope) -> bool:
-    """Tell whether several heads share keys and values: these are fewer then than one Linear would have."""
-    return getattr(attention, "num_kv_groups", 1) > 1
+def _fuse(attention: Any) -> None:
+    """Make queries, keys and values by one Linear, unless heads share keys and values, of which there are fewer then."""
+    if attention.qkv is None and getattr(attention, "num_kv_groups", 1) == 1:
+        attention.qkv = joined(attention.q_proj, attention.k_proj, attention.v_proj)
+        attention.q_proj = attention.k_proj = attention.v_proj = None

@@ -68,9 +68,10 @@ class EvaAnatomy(VitAnatomy):
 
     def rebuilt(self, patches: nn.Module | None = None, blocks: nn.Module | None = None) -> nn.Module:
         """Return a copy of the model with another patch embedding, or one module in the place of all blocks."""
-        changed: Any = super().rebuilt(patches)
+        changed = super().rebuilt(patches)
         if blocks is not None:
-            changed.rope, changed.blocks = None, nn.ModuleList([_Blocks(blocks)])
+            changed.register_module("rope", None)
+            changed.set_submodule("blocks", nn.ModuleList([_Blocks(blocks)]))
         return changed
 
     @cached_property

@@ -7,7 +7,7 @@ from typing import Any
 from timm.layers.attention import Attention
 from timm.layers.layer_scale import LayerScale
 from timm.layers.mlp import GluMlp, Mlp
-from timm.models import VisionTransformer
+from timm.models import Eva, VisionTransformer
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Block as TimmBlock
 from torch import Tensor, nn
@@ -32,7 +32,7 @@ COMMON: Mapping[str, Check] = {
 class VitAnatomy(Anatomy):
     """Where the parts of a `VisionTransformer` are."""
 
-    model: VisionTransformer
+    model: VisionTransformer | Eva
     patches = "patch_embed.proj"
     plain: Mapping[str, Check] = {
         "": lambda block: type(block) is TimmBlock,
@@ -40,7 +40,7 @@ class VitAnatomy(Anatomy):
         **COMMON,
     }
 
-    def __init__(self, model: VisionTransformer) -> None:
+    def __init__(self, model: VisionTransformer | Eva) -> None:
         super().__init__(model)
         self.depth = len(model.blocks)
         self.tokens = model.patch_embed.num_patches + model.num_prefix_tokens
