@@ -20,7 +20,7 @@ if __name__ == "__main__":
         info = read_json(inputs.info)
         with span("derive"):
             with torch.device("meta"):  # shapes are all it takes
-                network = architecture.build(info["architecture"], info["image_size"])
+                network = architecture.like(info)
                 macs = operations.needed(network, operations.macs(network))
             audits = {Path(path).parent.name: limits.read_precisions(path) for path in inputs.audits}
             models = {

@@ -8,13 +8,14 @@ from dinoquant.files import atomic, write_json
 from dinoquant.job import job, span
 from dinoquant.network import architecture, audit, checkpoint
 from dinoquant.network.export import export
+from dinoquant.network.merge import merge
 from dinoquant.recipes import cast
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from snakemake.iocontainers import snakemake
-    from timm.models import VisionTransformer
+    from torch import nn
 
 
 class ModelConfig(TypedDict):
@@ -23,20 +24,19 @@ class ModelConfig(TypedDict):
     architecture: str
     image_size: int | None
     normalization: str
+    pooling: str | None
     weights: str | None
     seed: int
 
 
-def load(
-    config: ModelConfig, path: "str | Path | None"
-) -> "tuple[VisionTransformer, architecture.Loaded | None, str | None]":
+def load(config: ModelConfig, path: "str | Path | None") -> "tuple[nn.Module, architecture.Loaded | None, str | None]":
     """Return the model, what was taken from the checkpoint, and what stands in for trained weights."""
     if path is None:
-        network = architecture.seeded(config["architecture"], config["image_size"], config["seed"])
+        network = architecture.seeded(config["architecture"], config["image_size"], config["seed"], config["pooling"])
         return network, None, "seeded weights"
-    network = architecture.build(config["architecture"])
+    network = architecture.build(config["architecture"], pooling=config["pooling"])
     loaded = checkpoint.load(network, path, image_size=config["image_size"], weights=config["weights"])
-    return network, loaded, None
+    return merge(network), loaded, None
 
 
 if __name__ == "__main__":

@@ -14,5 +14,5 @@ if __name__ == "__main__":
     with job(snakemake):
         info = read_json(snakemake.input.info)
         with span("export"), atomic(snakemake.output.onnx) as partial:
-            network = architecture.restore(info["architecture"], info["image_size"], snakemake.input.state_dict)
+            network = architecture.restore(info, snakemake.input.state_dict)
             onnx_file.write(network, info["image_size"], partial)

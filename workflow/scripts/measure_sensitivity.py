@@ -33,7 +33,7 @@ if __name__ == "__main__":
         with np.load(inputs.features) as features:
             bank = features["bank"], read_split(inputs.manifest, "bank")[1]
         with span("measure"):
-            network = architecture.restore(info["architecture"], info["image_size"], inputs.state_dict)
+            network = architecture.restore(info, inputs.state_dict)
             found = sensitivity.changed_features(network, queries, observe(network, calibration))
             listed = sensitivity.units(network, queries[:1])
             table = list(sensitivity.rows(listed, found, labels[taken], bank, config))

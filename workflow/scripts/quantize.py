@@ -22,7 +22,7 @@ if __name__ == "__main__":
         info = read_json(snakemake.input.info)
         registered = recipes()[options["recipe"]]
         with span("quantize"):
-            network = architecture.restore(info["architecture"], info["image_size"], snakemake.input.state_dict)
+            network = architecture.restore(info, snakemake.input.state_dict)
             calibration = None
             if registered.calibrated:
                 # Imported here because torchvision takes seconds to import and most recipes are not calibrated.

@@ -23,6 +23,7 @@ class Card(TypedDict):
     options: Mapping[str, object]  # the variant's, with their defaults
     architecture: str
     image_size: int
+    pooling: str
     mean: list[float]
     std: list[float]
     engine: str | None  # of PyTorch's `quantized::` operators, for which weights are packed on loading

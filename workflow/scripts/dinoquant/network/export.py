@@ -55,6 +55,7 @@ def export(
         "options": dict(options),
         "architecture": info["architecture"],
         "image_size": info["image_size"],
+        "pooling": info["pooling"],
         "mean": info["mean"],
         "std": info["std"],
         "engine": quantized.engine,

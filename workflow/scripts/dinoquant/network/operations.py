@@ -1,20 +1,20 @@
-"""Count the multiply-adds of a vision transformer, part by part."""
+"""Count the multiply-adds of a network, part by part."""
 
 from collections.abc import Mapping
 from fractions import Fraction
 
 import torch
-from timm.models import VisionTransformer
+from torch import nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from dinoquant.network.architecture import side
 from dinoquant.recipes.anatomy.description import QKV, SOFTMAX
-from dinoquant.recipes.anatomy.families import anatomy_of
+from dinoquant.recipes.anatomy.families import described
 from dinoquant.recipes.base import has_softmax
 
 
-def macs(model: VisionTransformer) -> dict[str, int]:
+def macs(model: nn.Module) -> dict[str, int]:
     """Return the multiply-adds for one image of every part that has some, by the part's name in the audit.
 
     Those are the Linears, the patch embedding, and the two products of each attention, which the audit knows as its
@@ -40,18 +40,20 @@ def macs(model: VisionTransformer) -> dict[str, int]:
     return {_part(model, name): operations // 2 for name, operations in own.items() if operations}
 
 
-def needed(model: VisionTransformer, counted: Mapping[str, int]) -> dict[str, int]:
+def needed(model: nn.Module, counted: Mapping[str, int]) -> dict[str, int]:
     """Return which of the multiply-adds that `macs` counted the features depend on.
 
     A model that reads its features from the first tokens needs the others in its last block as keys and values alone:
     all else that becomes of them there is never read, and some variants do not compute it.
     """
-    network = anatomy_of(model)
+    network = described(model)
+    if network is None:
+        return dict(counted)
     read = Fraction(network.tokens_read, network.tokens)
     share = {network.name(network.depth - 1, kind): read for kind in (*network.kinds, SOFTMAX)}
     share[network.name(network.depth - 1, QKV)] = (2 + read) / 3
     return {name: int(count * share.get(name, Fraction(1))) for name, count in counted.items()}
 
 
-def _part(model: VisionTransformer, name: str) -> str:
+def _part(model: nn.Module, name: str) -> str:
     return f"{name}.softmax" if has_softmax(model.get_submodule(name)) else name

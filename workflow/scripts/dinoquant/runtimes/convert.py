@@ -56,6 +56,7 @@ def convert(
         "options": dict(options),
         "architecture": info["architecture"],
         "image_size": info["image_size"],
+        "pooling": info["pooling"],
         "mean": info["mean"],
         "std": info["std"],
         "engine": None,

@@ -30,7 +30,7 @@ class Inductor:
         """Compile the model with the float32 weights ``source``
         (https://docs.pytorch.org/docs/stable/user_guide/torch_compiler/torch.compiler_aot_inductor.html).
         """
-        network = architecture.restore(card["architecture"], card["image_size"], source)
+        network = architecture.restore(card, source)
         compile_package(network, target, card["recipe"], card["image_size"], images)
 
     def load(self, model: Path, card: Card, batch_size: int) -> Run:

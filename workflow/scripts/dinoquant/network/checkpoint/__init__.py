@@ -3,7 +3,7 @@
 import logging
 from pathlib import Path
 
-from timm.models import VisionTransformer
+from torch import nn
 
 from dinoquant.network import architecture
 from dinoquant.network.architecture import Loaded
@@ -14,9 +14,7 @@ from dinoquant.network.checkpoint.sets import WHOLE, choose, some
 log = logging.getLogger(__name__)
 
 
-def load(
-    model: VisionTransformer, path: str | Path, *, image_size: int | None = None, weights: str | None = None
-) -> Loaded:
+def load(model: nn.Module, path: str | Path, *, image_size: int | None = None, weights: str | None = None) -> Loaded:
     """Load the checkpoint at ``path`` into ``model`` as float32 and make it take images of ``image_size`` pixels.
 
     :param image_size: None keeps the size that the checkpoint's position embedding is made for.
@@ -45,11 +43,13 @@ def load(
     return loaded
 
 
-def _resized(model: VisionTransformer, native: int, image_size: int | None) -> list[str]:
+def _resized(model: nn.Module, native: int, image_size: int | None) -> list[str]:
     """Make the model take ``image_size`` pixels, and say what that does to the position embedding."""
-    trained, patch = architecture.side(model), int(model.patch_embed.patch_size[0])
+    trained, patch = architecture.side(model), architecture.patch_size(model)
     architecture.resize(model, image_size)
     size = architecture.side(model)
+    if patch is None or "pos_embed" not in model.state_dict():
+        return []
     if size != trained:
         return [
             f"The position embedding was interpolated from the {trained // patch} x {trained // patch} patches of the "

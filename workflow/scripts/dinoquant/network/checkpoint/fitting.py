@@ -7,8 +7,7 @@ from pathlib import Path
 
 import timm
 import torch
-from timm.models import VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 
 from dinoquant.errors import UserError
 from dinoquant.network import architecture
@@ -31,7 +30,7 @@ SIZES = {64: "test", 192: "tiny", 384: "small", 512: "medium", 768: "base", 1024
 SUGGESTED = 4
 
 
-def fit(model: VisionTransformer, state: Mapping[str, Tensor]) -> list[str]:
+def fit(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
     """Load ``state`` into ``model`` as float32 and return the names of the tensors that features do not need.
 
     Where the position embedding is of another size of image, the model takes that size.
@@ -67,7 +66,7 @@ def is_jax(content: Mapping[object, object]) -> bool:
     return any(map(JAX_PATCHES.match, names)) and any(map(JAX_BLOCKS.search, names))
 
 
-def fit_jax(model: VisionTransformer, arrays: Mapping[str, Tensor], path: Path) -> list[str]:
+def fit_jax(model: nn.Module, arrays: Mapping[str, Tensor], path: Path) -> list[str]:
     """Load the arrays of a ``.npz`` of JAX through timm's own reader, as `fit` does.
 
     Raises UserError if any parameter is left without a value or does not fit.
@@ -76,10 +75,12 @@ def fit_jax(model: VisionTransformer, arrays: Mapping[str, Tensor], path: Path) 
     positions = next((value for name, value in arrays.items() if name.endswith("pos_embedding")), None)
     blocks = {match[1] for name in arrays if (match := JAX_BLOCKS.search(name))}
     found = (int(kernel.shape[-1]), len(blocks), int(kernel.shape[0]))
-    if found != (expected := (model.embed_dim, len(model.blocks), int(model.patch_embed.patch_size[0]))):
+    reader = getattr(model, "load_pretrained", None)
+    if found != (expected := architecture.dimensions(model)) or reader is None:
+        other = _described(*expected) if expected else f"a {type(model).__name__}"
         raise UserError(
             f"model.checkpoint does not fit model.architecture: it is {_described(*found)}, and the architecture "
-            f"{_described(*expected)}. Set model.architecture to the name that it has at timm."
+            f"{other}. Set model.architecture to the name that it has at timm."
         )
     if positions is not None and positions.ndim == 3:
         _take_size(model, positions.shape[1])
@@ -87,7 +88,7 @@ def fit_jax(model: VisionTransformer, arrays: Mapping[str, Tensor], path: Path) 
         for parameter in model.parameters():
             parameter.fill_(torch.nan)
         try:
-            model.load_pretrained(str(path))
+            reader(str(path))
         except (KeyError, RuntimeError, ValueError) as error:
             raise UserError(
                 f"model.checkpoint does not fit model.architecture: timm's reader of JAX's weights says {error}."
@@ -101,7 +102,7 @@ def fit_jax(model: VisionTransformer, arrays: Mapping[str, Tensor], path: Path) 
     return sorted(name for name in arrays if re.search(r"(^|/)(head|pre_logits)/", name))
 
 
-def _is_left_out(name: str, value: Tensor, model: VisionTransformer) -> bool:
+def _is_left_out(name: str, value: Tensor, model: nn.Module) -> bool:
     """Return whether a tensor is a head's, of whatever name, or of use in training only."""
     if OF_TRAINING.match(name):
         return True
@@ -110,9 +111,17 @@ def _is_left_out(name: str, value: Tensor, model: VisionTransformer) -> bool:
     return not FEATURES.match(name) and module not in own and (bool(dot) or value.ndim == 0)
 
 
-def _take_size(model: VisionTransformer, positions: int) -> None:
+def _take_size(model: nn.Module, positions: int) -> None:
     """Make the model take images of as many patches as a position embedding has, the other tokens apart."""
-    patches = positions - int(model.state_dict()["pos_embed"].shape[1]) + int(model.patch_embed.num_patches)
+    patch, own = architecture.patch_size(model), int(model.state_dict()["pos_embed"].shape[1])
+    if positions == own:
+        return
+    if patch is None or architecture.dimensions(model) is None:
+        raise UserError(
+            f"model.checkpoint has a position embedding of {positions} tokens, and model.architecture one of {own}, "
+            "which cannot be changed here. Set model.architecture to the name for the checkpoint's size of image."
+        )
+    patches = positions - own + (architecture.side(model) // patch) ** 2
     side = math.isqrt(max(patches, 0))
     if not side or side * side != patches:
         raise UserError(
@@ -120,7 +129,7 @@ def _take_size(model: VisionTransformer, positions: int) -> None:
             "here are square. Interpolate it first: timm.layers.resample_abs_pos_embed(pos_embed, "
             "new_size=[SIDE, SIDE], old_size=[HEIGHT, WIDTH])."
         )
-    architecture.resize(model, side * int(model.patch_embed.patch_size[0]))
+    architecture.resize(model, side * patch)
 
 
 def _misfits(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
@@ -153,7 +162,7 @@ def _same_shape(name: str, expected: Tensor, value: Tensor) -> bool:
     return value.shape == expected.shape
 
 
-def _advice(state: Mapping[str, Tensor], model: VisionTransformer) -> str:
+def _advice(state: Mapping[str, Tensor], model: nn.Module) -> str:
     """Say which architectures these tensors belong to, if there are any; else what they look like."""
     if kind := foreign(list(state)):
         return kind
@@ -165,8 +174,7 @@ def _advice(state: Mapping[str, Tensor], model: VisionTransformer) -> str:
     names = _likely(state, *found)
     if names:
         return f"It is {_described(*found)}. Set model.architecture to {' or '.join(names)}."
-    expected = (model.embed_dim, len(model.blocks), int(model.patch_embed.patch_size[0]))
-    if found == expected:
+    if found == architecture.dimensions(model):
         return "All else fits: the checkpoint is not whole, or the network that it is of was changed."
     return f"It is {_described(*found)}, which no architecture of timm is that has its tensors."
 
@@ -184,8 +192,9 @@ def _likely(state: Mapping[str, Tensor], width: int, blocks: int, patch: int) ->
     for name in names:
         with torch.device("meta"):
             model = timm.create_model(name, pretrained=False, num_classes=0)
-        if isinstance(model, VisionTransformer) and not _misfits_on_meta(model.state_dict(), state):
-            same_grid = model.pos_embed is not None and model.pos_embed.shape == state["pos_embed"].shape
+        own = model.state_dict()
+        if architecture.dimensions(model) and not _misfits_on_meta(own, state):
+            same_grid = "pos_embed" not in own or own["pos_embed"].shape == state["pos_embed"].shape
             fitting.append((not same_grid, len(name), name))
     return [name for *_, name in sorted(fitting)[:SUGGESTED]]
 

@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 
 import torch
-from timm.models import VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
+
+from dinoquant.network import architecture
 
 # What wrappers of PyTorch put into names, anywhere: DistributedDataParallel, compile, FSDP, activation checkpointing.
 WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
@@ -71,9 +72,14 @@ FOREIGN: tuple[tuple[str, str, str], ...] = (
         "Expected are timm's names: timm publishes the same weights as vit_*_clip_* and vit_*_siglip_*",
     ),
     (
-        r"(^|\.)(storage_tokens|rope_embed\.periods)$|(^|\.)layer\.\d+\.attention\.[qkvo]_proj\.",
-        "a DINOv3 model in the names of Meta or Hugging Face",
+        r"(^|\.)layer\.\d+\.attention\.[qkvo]_proj\.",
+        "a DINOv3 model in Hugging Face's names",
         "Expected are timm's names: timm publishes the same weights as vit_*_dinov3.* on huggingface.co/timm",
+    ),
+    (
+        r"(^|\.)(storage_tokens|rope_embed\.periods)$",
+        "a DINOv3 model in Meta's names",
+        "Set model.architecture to timm's name of it, vit_*_dinov3 of the same size",
     ),
     (
         r"(^|\.)visual\.(transformer\.resblocks|conv1)\.|(^|\.)transformer\.resblocks\.",
@@ -83,12 +89,12 @@ FOREIGN: tuple[tuple[str, str, str], ...] = (
     (
         r"(^|\.)layers\.\d+\.blocks\.\d+\.|relative_position_index$",
         "a Swin transformer or another one with windows",
-        "Expected is a plain vision transformer: timm's vit_*, deit_* and the like",
+        "Set model.architecture to timm's name of it, and use its names of weights",
     ),
     (
-        r"relative_position_bias(_table)?$|(^|\.)blocks\.\d+\.gamma_1$",
+        r"relative_position_bias(_table)?$",
         "a BEiT or another transformer with relative positions",
-        "Expected is a plain vision transformer: timm's vit_*, deit_* and the like",
+        "Set model.architecture to timm's name of it, and use its names of weights",
     ),
     (
         r"(^|\.)(decoder_blocks|decoder\.decoder_layers)\.\d+\.",
@@ -98,7 +104,7 @@ FOREIGN: tuple[tuple[str, str, str], ...] = (
     (
         r"(^|\.)(layer[1-4]|stages?)\.\d+\.(conv1|conv_dw|dwconv|blocks|layers|bottleneck)",
         "a convolutional network such as ResNet or ConvNeXt",
-        "Expected is a plain vision transformer: timm's vit_*, deit_* and the like",
+        "Set model.architecture to timm's name of it, and use its names of weights",
     ),
     (
         r"(^|\.)(text_model|bert|word_embeddings|embed_tokens|lm_head|transformer\.h\.\d+)(\.|$)",
@@ -113,7 +119,7 @@ FOREIGN: tuple[tuple[str, str, str], ...] = (
 )
 
 
-def normalised(tensors: Mapping[str, Tensor], model: VisionTransformer) -> dict[str, Tensor]:
+def normalised(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """Return the tensors under the names of DINOv2's code and timm's, whatever prefix they have.
 
     Wrappers are taken out of names, chunks numbered through, the known schemes of other libraries renamed, and their
@@ -130,14 +136,19 @@ def normalised(tensors: Mapping[str, Tensor], model: VisionTransformer) -> dict[
     return state
 
 
-def timm_names(state: Mapping[str, Tensor], model: VisionTransformer) -> dict[str, Tensor]:
+def timm_names(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """Return the tensors as timm's own converter of checkpoints names and shapes them for this kind of network.
 
     It would interpolate patch and position embeddings without a word, too: it is told that they fit.
     """
-    weight = next((value for value in state.values() if value.ndim == 4), model.patch_embed.proj.weight)
+    if architecture.dimensions(model) is None:
+        return dict(state)
+    weight = next(value for value in [*state.values(), *model.parameters()] if value.ndim == 4)
     shapes = SimpleNamespace(
-        patch_embed=SimpleNamespace(proj=SimpleNamespace(weight=weight)), pos_embed=None, head=None
+        patch_embed=SimpleNamespace(proj=SimpleNamespace(weight=weight)),
+        pos_embed=None,
+        head=None,
+        get_parameter=model.get_parameter,
     )
     converter = sys.modules[type(model).__module__].checkpoint_filter_fn
     options = {"adapt_layer_scale": True} if "adapt_layer_scale" in inspect.signature(converter).parameters else {}

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from timm.models import VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 
 from dinoquant.errors import UserError
 from dinoquant.network.checkpoint.names import foreign, normalised
@@ -49,7 +48,7 @@ class Choice:
     beside: list[str]
 
 
-def choose(content: object, model: VisionTransformer, asked: str | None) -> Choice:
+def choose(content: object, model: nn.Module, asked: str | None) -> Choice:
     """Return the set of weights to take for a network.
 
     :param content: what the file holds.

@@ -14,14 +14,27 @@ SOFTMAX = "attn.softmax"  # the audit's name of attention's products
 
 
 @dataclass(frozen=True)
+class Rotation:
+    """Rotary position embedding: pairs of channels of queries and keys are turned by an angle of their token."""
+
+    turns: Tensor  # [tokens, 1 or heads, head width / 2, 2]: the angles' cosines and sines
+    halves: bool  # a pair is one channel of each half of a head, else two neighbours
+
+
+@dataclass(frozen=True)
 class Block:
-    """A pre-norm block: LayerNorm, attention, LayerNorm, Linear, GELU, Linear; each half is scaled, then added."""
+    """A pre-norm block: LayerNorm, attention, LayerNorm, Linear, GELU, Linear; each half is scaled, then added.
+
+    With SwiGLU the first Linear of the MLP gives gates and values, and SiLU of the gates, times values, is the GELU.
+    """
 
     heads: int
     head_width: int
     norms: tuple[nn.LayerNorm, nn.LayerNorm]  # before attention, before the MLP
     linears: Mapping[str, nn.Linear]  # by kind; the outputs of QKV are all queries, then all keys, then all values
     scales: tuple[Tensor | None, Tensor | None]  # [D], of what attention and the MLP add to the tokens
+    gated: bool = False  # SwiGLU; the outputs of FC1 are all gates, then all values
+    rotation: Rotation | None = None
 
 
 class Anatomy(ABC):

@@ -6,37 +6,41 @@ from typing import Any
 
 from timm.layers.attention import Attention
 from timm.layers.layer_scale import LayerScale
-from timm.layers.mlp import Mlp
-from timm.models import VisionTransformer
+from timm.layers.mlp import GluMlp, Mlp
+from timm.models import Eva, VisionTransformer
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Block as TimmBlock
 from torch import Tensor, nn
 
 from dinoquant.errors import UserError
-from dinoquant.recipes.anatomy.description import KINDS, Anatomy, Block
+from dinoquant.recipes.anatomy.description import KINDS, Anatomy, Block, Rotation
+
+Check = Callable[[Any], bool]
 
 # What `Block` says of a block, outer parts first: only in a block of the right type is there an attn to look at.
-PLAIN: Mapping[str, Callable[[Any], bool]] = {
-    "": lambda block: type(block) is TimmBlock,
-    "attn": lambda attention: type(attention) is Attention and getattr(attention, "gate", None) is None,
+COMMON: Mapping[str, Check] = {
     "attn.q_norm": lambda norm: isinstance(norm, nn.Identity),
     "attn.k_norm": lambda norm: isinstance(norm, nn.Identity),
     "attn.norm": lambda norm: isinstance(norm, nn.Identity),
     "norm1": lambda norm: isinstance(norm, nn.LayerNorm),
     "norm2": lambda norm: isinstance(norm, nn.LayerNorm),
-    "mlp": lambda mlp: type(mlp) is Mlp,
+    "mlp": lambda mlp: _is_gelu(mlp) or is_swiglu(mlp),
     "mlp.norm": lambda norm: isinstance(norm, nn.Identity),
-    "mlp.act": lambda activation: isinstance(activation, nn.GELU) and activation.approximate == "none",
 }
 
 
 class VitAnatomy(Anatomy):
     """Where the parts of a `VisionTransformer` are."""
 
-    model: VisionTransformer
+    model: VisionTransformer | Eva
     patches = "patch_embed.proj"
+    plain: Mapping[str, Check] = {
+        "": lambda block: type(block) is TimmBlock,
+        "attn": lambda attention: type(attention) is Attention and getattr(attention, "gate", None) is None,
+        **COMMON,
+    }
 
-    def __init__(self, model: VisionTransformer) -> None:
+    def __init__(self, model: VisionTransformer | Eva) -> None:
         super().__init__(model)
         self.depth = len(model.blocks)
         self.tokens = model.patch_embed.num_patches + model.num_prefix_tokens
@@ -58,21 +62,31 @@ class VitAnatomy(Anatomy):
     def block(self, number: int) -> Block:
         """Return the parts of a block; raise UserError, naming the part, if it is built otherwise than `Block`."""
         block: Any = self.model.blocks[number]
-        for name, fits in PLAIN.items():
+        for name, fits in self.plain.items():
             part = block.get_submodule(name)
             if not fits(part):
                 raise UserError(
                     f"blocks.{number}{'.' if name else ''}{name} is a {type(part).__name__} that this recipe cannot "
-                    "rebuild: it knows pre-norm blocks of LayerNorm, softmax attention and GELU, as DINO has them. "
-                    "Use int8-dynamic or int8-weight-only for this model."
+                    "rebuild: it knows pre-norm blocks of LayerNorm, softmax attention and GELU or SwiGLU, as DINO's "
+                    "models have them. Use int8-dynamic or int8-weight-only for this model."
                 )
         return Block(
             heads=block.attn.num_heads,
             head_width=block.attn.head_dim,
             norms=(block.norm1, block.norm2),
             linears={kind: block.get_submodule(kind) for kind in KINDS},
-            scales=(_layer_scale(block.ls1), _layer_scale(block.ls2)),
+            scales=self.scales(block),
+            gated=is_swiglu(block.mlp),
+            rotation=self.rotation(number),
         )
+
+    def scales(self, block: Any) -> tuple[Tensor | None, Tensor | None]:
+        """Return what a block multiplies its attention and its MLP with."""
+        return _layer_scale(block.ls1), _layer_scale(block.ls2)
+
+    def rotation(self, number: int) -> Rotation | None:
+        """Return a block's rotary position embedding."""
+        return None
 
     def embed(self, images: Tensor) -> Tensor:
         """Return what the first block takes."""
@@ -101,3 +115,12 @@ class VitAnatomy(Anatomy):
 
 def _layer_scale(module: nn.Module) -> Tensor | None:
     return module.gamma.detach() if isinstance(module, LayerScale) else None
+
+
+def _is_gelu(mlp: nn.Module) -> bool:
+    return type(mlp) is Mlp and isinstance(mlp.act, nn.GELU) and mlp.act.approximate == "none"
+
+
+def is_swiglu(mlp: nn.Module) -> bool:
+    """Tell whether ``mlp`` multiplies values with SiLU of gates, which its first Linear gives before the values."""
+    return type(mlp) is GluMlp and isinstance(mlp.act, nn.SiLU) and not mlp.gate_last

@@ -108,46 +108,62 @@ def build_block(
     :param seen: by kind; needed for `STATIC`.
     """
     norm1, norm2 = map(copy.deepcopy, block.norms)
-    fc1, fc2 = block.linears[FC1], block.linears[FC2]
     proj, context_gain, context_offset = _after(
         block.linears[PROJ], precisions[PROJ], seen[PROJ], block.scales[0], portable
     )
-    qkv = _attention_scaled(block.linears[QKV], block.head_width, context_gain)
-    qkv_output = Output("bfloat16" if attention == BF16 else "float32")
+    qkv = _attention_scaled(block, context_gain)
+    # Queries and keys are turned in float32.
+    qkv_output = Output("bfloat16" if attention == BF16 and block.rotation is None else "float32")
     new_qkv = _behind_norm(norm1, qkv, precisions[QKV], seen[QKV], block.linears[QKV], portable, qkv_output)
-    scaled_fc2 = _rows_scaled(fc2, block.scales[1])
-    split: Split | None = None
-    notes = {}
-    wide_fc1 = fc1
-    fc1_output = Output(gelu=True)
-    new_fc2: nn.Module
-    if precisions[FC2] == STATIC:
-        observed = seen[FC2]
-        assert observed is not None
-        split = split_range(fc2, observed)
-        if extra := len(split.source):
-            padding = -extra % EXTRA
-            wide_fc1, scaled_fc2 = _widened(fc1, scaled_fc2, split, padding)
-            notes[FC2] = f", {int((split.copies > 0).sum())} outlier channels split into {extra} more"
-        fc1_output = Output("uint8", True, split.step, split.zero_point)
-        new_fc2 = _static_split(scaled_fc2, split, observed, portable)
-    else:
-        new_fc2 = _plain(scaled_fc2, precisions[FC2], seen[FC2], portable, after_gelu=True)
-    new_fc1 = _behind_norm(norm2, wide_fc1, precisions[FC1], seen[FC1], fc1, portable, fc1_output)
-    unfused = precisions[FC1] != STATIC
-    gain = 1 / split.step if split and unfused else 1.0
-    offset = split.zero_point + 0.5 if split and unfused else 0.0
+    mlp = _swiglu if block.gated else _gelu
+    wide_fc1, fc1_output, new_fc2, hidden, notes = mlp(block, precisions, seen, portable)
+    new_fc1 = _behind_norm(norm2, wide_fc1, precisions[FC1], seen[FC1], block.linears[FC1], portable, fc1_output)
     linears = (new_qkv, proj, new_fc1, new_fc2)
-    built = transformer.Block(
-        block.heads, (norm1, norm2), linears, DTYPES[attention], context_offset, (unfused, gain, float(offset))
-    )
+    turns = block.rotation.turns if block.rotation else None
+    built = transformer.Block(block.heads, (norm1, norm2), linears, DTYPES[attention], context_offset, hidden, turns)
     return built, notes
+
+
+class Mlp(NamedTuple):
+    """An MLP whose second Linear is built, which decides what the first has to give."""
+
+    fc1: nn.Linear
+    output: Output
+    fc2: nn.Module
+    hidden: tuple[str, float, float]  # the activation that `transformer.Block` applies, and what makes steps of it
+    notes: dict[str, str]
+
+
+def _gelu(block: Block, precisions: Mapping[str, str], seen: Mapping[str, Observed | None], portable: bool) -> Mlp:
+    fc1, fc2 = block.linears[FC1], block.linears[FC2]
+    scaled = _rows_scaled(fc2, block.scales[1])
+    unfused = "" if precisions[FC1] == STATIC else "gelu"
+    if precisions[FC2] != STATIC:
+        plain = _plain(scaled, precisions[FC2], seen[FC2], portable, after_gelu=True)
+        return Mlp(fc1, Output(gelu=True), plain, (unfused, 1.0, 0.0), {})
+    observed = seen[FC2]
+    assert observed is not None
+    split = split_range(fc2, observed)
+    notes = {}
+    if extra := len(split.source):
+        fc1, scaled = _widened(fc1, scaled, split, -extra % EXTRA)
+        notes[FC2] = f", {int((split.copies > 0).sum())} outlier channels split into {extra} more"
+    steps = (1 / split.step, split.zero_point + 0.5) if unfused else (1.0, 0.0)
+    output = Output("uint8", True, split.step, split.zero_point)
+    return Mlp(fc1, output, _static_split(scaled, split, observed, portable), (unfused, *steps), notes)
+
+
+def _swiglu(block: Block, precisions: Mapping[str, str], seen: Mapping[str, Observed | None], portable: bool) -> Mlp:
+    """Return the MLP; values are multiplied last, so that they can be in the second Linear's steps."""
+    fc1 = block.linears[FC1]
+    fc2, gain, offset = _after(block.linears[FC2], precisions[FC2], seen[FC2], block.scales[1], portable)
+    return Mlp(_rows_scaled(fc1, torch.cat([torch.ones_like(gain), gain])), FLOAT, fc2, ("swiglu", 1.0, offset), {})
 
 
 def _after(
     linear: nn.Linear, precision: str, seen: Observed | None, scale: Tensor | None, portable: bool
 ) -> tuple[nn.Module, Tensor, float]:
-    """Return the projection behind attention, what the values are to be multiplied with, and what is then added."""
+    """Return a Linear behind a product with values, what these are to be multiplied with, and what is then added."""
     scaled = _rows_scaled(linear, scale)
     if precision != STATIC:
         return _plain(scaled, precision, seen, portable), torch.ones(linear.in_features), 0.0
@@ -218,11 +234,17 @@ def _widened(fc1: nn.Linear, fc2: nn.Linear, split: Split, padding: int) -> tupl
     return wide1, _linear(torch.cat([fc2.weight, columns], 1), _bias(fc2))
 
 
-def _attention_scaled(qkv: nn.Linear, head_width: int, context_gain: Tensor) -> nn.Linear:
-    """Return `qkv` with what attention expects of the queries, and the values in the projection's steps."""
-    width = qkv.out_features // 3
-    queries = torch.full((width,), math.log2(math.e) / math.sqrt(head_width))
-    return _rows_scaled(qkv, torch.cat([queries, torch.ones(width), context_gain]))
+def _attention_scaled(block: Block, context_gain: Tensor) -> nn.Linear:
+    """Return `qkv` with what attention expects of queries and keys, and the values in the projection's steps."""
+    qkv, width = block.linears[QKV], len(context_gain)
+    queries = torch.full((width,), math.log2(math.e) / math.sqrt(block.head_width))
+    scaled = _rows_scaled(qkv, torch.cat([queries, torch.ones(width), context_gain]))
+    if block.rotation is None or not block.rotation.halves:
+        return scaled
+    # Pairs become neighbours. Queries and keys are only multiplied with each other: their common order does not matter.
+    order = torch.arange(3 * width)
+    order[: 2 * width] = order[: 2 * width].view(-1, 2, block.head_width // 2).transpose(1, 2).flatten()
+    return _linear(scaled.weight[order], scaled.bias[order])
 
 
 def _rows_scaled(linear: nn.Linear, factor: Tensor | None) -> nn.Linear:

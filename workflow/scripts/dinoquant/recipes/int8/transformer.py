@@ -52,6 +52,8 @@ class Block(nn.Module):
     exponential.
     """
 
+    turns: Tensor | None
+
     LARGEST_POWER: Final[float] = 110.0  # of 2: 2^17 tokens of it still add up to less than float32's largest, 2^128
 
     def __init__(
@@ -61,7 +63,8 @@ class Block(nn.Module):
         linears: tuple[nn.Module, nn.Module, nn.Module, nn.Module],
         attention: torch.dtype,
         context_offset: float,
-        hidden: tuple[bool, float, float],
+        hidden: tuple[str, float, float],
+        turns: Tensor | None,
     ) -> None:
         super().__init__()
         self.heads = heads
@@ -69,34 +72,42 @@ class Block(nn.Module):
         self.qkv, self.proj, self.fc1, self.fc2 = linears
         self.reduced = attention == torch.bfloat16
         self.context_offset = context_offset  # zero point and half a step, where proj is a StaticLinear
-        self.gelu, self.hidden_gain, self.hidden_offset = hidden  # gelu: fc1 does not apply it itself
+        self.activation, self.hidden_gain, self.hidden_offset = hidden  # "gelu", "swiglu", or "": fc1 does it
+        self.register_buffer("turns", turns)  # [N, 1 or heads, head width / 2, 2]
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Attend, then transform each token."""
-        return self.transform(self.attend(self.qkv(self.norm1(tokens))), tokens)
+        split = self.by_head(self.qkv(self.norm1(tokens)), 3, 2)
+        return self.transform(self.weigh(split[0], split[1], split[2]), tokens)
 
     def transform(self, context: Tensor, tokens: Tensor) -> Tensor:
         """Add to the tokens what attention found for them, and what the MLP makes of the sum."""
         tokens = self.proj(context).add_(tokens)
         hidden = self.fc1(self.norm2(tokens))
-        if self.gelu:
+        if self.activation == "gelu":
             hidden = functional.gelu(hidden)
+        elif self.activation == "swiglu":
+            gates, values = hidden.chunk(2, -1)
+            hidden = functional.silu(gates).mul_(values)
         if self.hidden_offset != 0.0:
             hidden = hidden.mul_(self.hidden_gain).add_(self.hidden_offset)
         transformed: Tensor = self.fc2(hidden)
         return transformed.add_(tokens)
 
-    def attend(self, qkv: Tensor) -> Tensor:
-        """Weigh the values: ``[B, N, 3 D]`` -> ``[B, N, D]``."""
-        split = self.by_head(qkv, 3)
-        return self.weigh(split[0], split[1], split[2])
+    def by_head(self, rows: Tensor, parts: int, turned: int) -> Tensor:
+        """Return ``[B, N, parts * D]`` as ``[parts, B, heads, N, head width]`` in attention's precision.
 
-    def by_head(self, rows: Tensor, parts: int) -> Tensor:
-        """Return ``[B, N, parts * D]`` as ``[parts, B, heads, N, head width]`` in attention's precision."""
+        The first parts, ``turned`` of them, get their tokens' rotary position embedding, in float32 and in place.
+        """
         dtype = torch.float32
         if self.reduced and self.qkv.native_bfloat16:
             dtype = torch.bfloat16
         split = rows.view(rows.size(0), rows.size(1), parts, self.heads, -1)
+        turns = self.turns
+        if turns is not None:
+            # Neighbours as a complex number: one pass over memory, in the processor's vectors.
+            pairs = torch.view_as_complex(torch.unflatten(split[:, :, :turned], -1, [-1, 2]))
+            pairs.mul_(torch.view_as_complex(turns[: rows.size(1)]).unsqueeze(1))
         return split.permute(2, 0, 3, 1, 4).to(dtype).contiguous()
 
     def weigh(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -129,7 +140,8 @@ class LastBlock(Block):
             (block.qkv, block.proj, block.fc1, block.fc2),
             torch.bfloat16 if block.reduced else torch.float32,
             block.context_offset,
-            (block.gelu, block.hidden_gain, block.hidden_offset),
+            (block.activation, block.hidden_gain, block.hidden_offset),
+            block.turns,
         )
         self.read = read
         width, qkv = self.norm1.normalized_shape[0], block.qkv
@@ -139,8 +151,8 @@ class LastBlock(Block):
     def forward(self, tokens: Tensor) -> Tensor:
         """Attend with the tokens that are read, then transform them."""
         normed = self.norm1(tokens)
-        query = self.by_head(self.query(normed[:, : self.read]), 1)
-        split = self.by_head(self.qkv(normed), 2)
+        query = self.by_head(self.query(normed[:, : self.read]), 1, 1)
+        split = self.by_head(self.qkv(normed), 2, 1)
         return self.transform(self.weigh(query[0], split[0], split[1]), tokens[:, : self.read])
 
 
