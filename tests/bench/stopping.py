@@ -1,7 +1,7 @@
 """Print how often intervals cover the truth where measuring stops as soon as they are narrow, and what that saves.
 
 Rows are simulated from recorded rounds: every process of a row is as far from the others as two of one cell were, and
-its rounds are a stretch of those of some process, in their order, so that noise, outliers and drift are as they were.
+its rounds are stretches of those of some processes, in their order, so that noise, outliers and drift are as they were.
 The truth is the mean of all processes; for a row of one process it is that process's own, for it cannot know others.
 `--record` reads the rounds from results folders of finished runs, and writes the file that the simulation draws from.
 """
@@ -65,15 +65,22 @@ def pools(cells: Sequence[Sequence[Sequence[float]]]) -> tuple[Values, list[Valu
     return np.concatenate(effects), residuals
 
 
+def stretches(residuals: Sequence[Values], count: int, rng: np.random.Generator) -> Values:
+    """Return so many rounds, of one process from some round on, then of another."""
+    pieces: list[Values] = []
+    while sum(map(len, pieces)) < count:
+        series = residuals[rng.integers(len(residuals))]
+        pieces.append(series[rng.integers(len(series)) :])
+    return np.concatenate(pieces)[:count]
+
+
 def row(rule: Rule, effects: Values, residuals: Sequence[Values], rng: np.random.Generator) -> tuple[bool, int]:
     """Simulate a row; return whether its interval covers the truth, and after how many rounds it stopped."""
     ratios, process, truth = np.empty(0), [], 0.0
     for number in range(rule.processes):
-        series = residuals[rng.integers(len(residuals))]
-        start = rng.integers(len(series))
         effect = rng.choice(effects) * rng.choice([-1, 1])
         truth = effect if rule.processes == 1 else 0.0
-        rounds = effect + np.take(series, range(start, start + rule.rounds_each), mode="wrap")
+        rounds = effect + stretches(residuals, rule.rounds_each, rng)
         step = 1 if rule.processes == 1 else rule.rounds_each
         for begin in range(0, rule.rounds_each, step):
             ratios = np.append(ratios, rounds[begin : begin + step])

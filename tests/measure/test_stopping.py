@@ -20,7 +20,7 @@ def test_the_interval_of_processes_is_students() -> None:
     process = [0, 0, 1, 1, 2, 2]
     values = np.array([1.0, 1.0, 2.0, 2.0, 3.0, 3.0])
     assert center(values, process) == 2.0
-    assert half_width(values, process) == pytest.approx(t.ppf(0.985, 2) / np.sqrt(3))
+    assert half_width(values, process) == pytest.approx(t.ppf(0.98, 2) / np.sqrt(3))
 
 
 def test_the_interval_of_one_process_is_the_trimmed_mean_s() -> None:
@@ -29,7 +29,7 @@ def test_the_interval_of_one_process_is_the_trimmed_mean_s() -> None:
 
     values = np.random.default_rng(1).normal(size=20)
     error = 1 / ttest_ind(values + 1, values, equal_var=False, trim=0.25).statistic / np.sqrt(2)
-    assert half_width(values, [0] * 20) == pytest.approx(t.ppf(0.985, 9) * error)
+    assert half_width(values, [0] * 20) == pytest.approx(t.ppf(0.98, 9) * error)
 
 
 def test_an_interval_takes_six_rounds_and_surrounds_its_statistic() -> None:
@@ -53,7 +53,7 @@ def test_intervals_cover_the_truth(processes: int, each: int, spread: float) -> 
     for _ in range(400):
         values = rng.normal(0, spread, processes)[process] + rng.normal(0, 0.02, len(process))
         covered += abs(center(values, process.tolist())) <= half_width(values, process.tolist())  # type: ignore[operator]
-    assert covered / 400 >= 0.94  # binomial standard error: 0.011
+    assert covered / 400 >= 0.93  # binomial standard error: 0.011
 
 
 def test_a_timing_stops_when_it_is_precise_or_clearly_slower() -> None:

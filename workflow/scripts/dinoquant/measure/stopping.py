@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.special import stdtrit
 
 CONFIDENCE = 0.95  # what the intervals cover under the rule
-NOMINAL = 0.97
+NOMINAL = 0.96
 MIN_ROUNDS = 6
 MIN_PROCESSES = 3
 SLOWER = 0.95  # a variant is clearly slower than fp32 if its whole interval lies below
