@@ -28,7 +28,7 @@ lint: env
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy && .venv/bin/snakefmt --check Snakefile workflow && .venv/bin/snakemake --lint
 
 bench: env
-	for table in overhead extraction sharding dag runtimes operators; do PYTHONPATH=workflow/scripts .venv/bin/python tests/bench/$$table.py || exit; done
+	for table in overhead extraction sharding dag runtimes operators stopping repeatability; do PYTHONPATH=workflow/scripts .venv/bin/python tests/bench/$$table.py || exit; done
 
 # On a bare machine with a GPU, by its own Python: see docs/gpu.
 bench-gpu:

@@ -27,8 +27,8 @@ from dinoquant.data.preprocess import calibration_images
 from dinoquant.data.selection import select
 from dinoquant.judge import fidelity
 from dinoquant.judge.features import extract
-from dinoquant.measure.intervals import interval, median
 from dinoquant.measure.rounds import calls_per_block, warm_up
+from dinoquant.measure.stopping import interval
 from dinoquant.network import architecture, checkpoint
 from dinoquant.network.export import export
 from dinoquant.recipes.base import load_recipe
@@ -135,7 +135,9 @@ def speed(folder: Path, options: argparse.Namespace) -> None:
             if present := [name for name in names if name in times]:
                 ratios = times.div(times[times[present].median().idxmin()], axis=0)
                 table[f"over_{reference}"] = ratios.median()
-                ends = [interval(ratios[[name]].to_numpy(), median, 0) for name in times]  # None for too few rounds
+                starts = np.repeat(range(options.starts), len(ratios) // options.starts).tolist()
+                logs, middle = np.log(ratios), ratios.median()
+                ends = [interval(logs[name].to_numpy(), starts, middle[name]) for name in times]  # None of few rounds
                 table[[f"over_{reference}_low", f"over_{reference}_high"]] = np.array(ends, dtype=float)
         table = table.reindex(models)
         table["size"] = [entry.size / models["fp32"].size for entry in models.values()]

@@ -21,7 +21,7 @@ from dinoquant.network import architecture
 from dinoquant.network.export import export
 from dinoquant.recipes.base import Quantized
 
-PROTOCOL = TimingProtocol(rounds=6, processes=2, block_seconds=0.02, warmup_seconds=0.2, seed=0)
+PROTOCOL = TimingProtocol(rounds=6, processes=2, precision=0.0, block_seconds=0.02, warmup_seconds=0.2, seed=0)
 
 
 @pytest.fixture(scope="module")

@@ -82,6 +82,25 @@ def test_blocks_alternate_in_a_seeded_random_order() -> None:
     assert interleave(calls, counts, 20, [0, 1], lambda: None)[1] != first, "each process has its own order"
 
 
+def test_blocks_end_when_the_samples_are_enough() -> None:
+    calls = {"variant": lambda: 1.0, "fp32": lambda: 2.0}
+    one_each = {"variant": 1, "fp32": 1}
+    samples, first = interleave(calls, one_each, 20, [0, 0], lambda: None, lambda so_far: len(so_far["fp32"]) == 7)
+    assert (len(samples["variant"]), len(samples["fp32"]), len(first)) == (7, 7, 7)
+
+
+def test_a_timing_of_one_process_ends_when_its_speedup_is_known() -> None:
+    protocol = TimingProtocol(rounds=40, processes=1, precision=0.5, block_seconds=0.01, warmup_seconds=0.1, seed=0)
+    result = timed({"variant": sleeper(2), "fp32": sleeper(2)}, protocol)
+    assert (result["stopped"], result["rounds"]) == ("precise", 6)
+
+
+def test_no_more_processes_than_it_takes() -> None:
+    protocol = TimingProtocol(rounds=40, processes=8, precision=0.5, block_seconds=0.01, warmup_seconds=0.1, seed=0)
+    result = timed({"variant": sleeper(2), "fp32": sleeper(2)}, protocol)
+    assert (result["stopped"], set(result["process"])) == ("precise", {0, 1, 2})
+
+
 def test_the_garbage_collector_waits() -> None:
     with rounds._no_garbage_collection():
         assert not gc.isenabled()
@@ -112,7 +131,7 @@ def timed(
 
 
 def test_calls_are_measured_whatever_they_run() -> None:
-    protocol = TimingProtocol(rounds=8, processes=3, block_seconds=0.02, warmup_seconds=0.5, seed=3)
+    protocol = TimingProtocol(rounds=8, processes=3, precision=0.0, block_seconds=0.02, warmup_seconds=0.5, seed=3)
     result = timed({"variant": sleeper(1), "fp32": sleeper(5)}, protocol, batch_size=2)
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     assert 2 < result["speedup"] < 5.5
@@ -131,7 +150,7 @@ def test_calls_are_measured_whatever_they_run() -> None:
 
 
 def test_passes_are_timed_by_themselves() -> None:
-    protocol = TimingProtocol(rounds=6, processes=2, block_seconds=0.01, warmup_seconds=0.1, seed=0)
+    protocol = TimingProtocol(rounds=6, processes=2, precision=0.0, block_seconds=0.01, warmup_seconds=0.1, seed=0)
     calls = {"variant": sleeper(1), "fp32": sleeper(1)}
     result = timed(calls, protocol, passes={"end_to_end": sleeper(6)})
     assert 6 <= result["end_to_end_p50_ms"] < 12
@@ -139,6 +158,6 @@ def test_passes_are_timed_by_themselves() -> None:
 
 
 def test_the_control_of_a_call_against_itself_finds_nothing() -> None:
-    protocol = TimingProtocol(rounds=15, processes=1, block_seconds=0.02, warmup_seconds=0.1, seed=0)
+    protocol = TimingProtocol(rounds=15, processes=1, precision=0.0, block_seconds=0.02, warmup_seconds=0.1, seed=0)
     result = timed({"variant": sleeper(2), "fp32": sleeper(2)}, protocol)
     assert result["speedup"] == pytest.approx(1.0, abs=0.1)

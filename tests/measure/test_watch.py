@@ -16,10 +16,8 @@ from dinoquant.measure.watch import (
     Process,
     Usage,
     activity,
-    disturbances,
     full_speed,
     merge,
-    slower,
 )
 
 STAT = """cpu  9999 9999 9999 9999 9999 9999 9999 9999 0 0
@@ -38,7 +36,7 @@ def proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "stat").write_text(STAT)
     monkeypatch.setattr(psutil, "PROCFS_PATH", str(folder))
     monkeypatch.setattr(watch, "running_processes", dict)
-    monkeypatch.setattr(watch, "own_processes", set)
+    monkeypatch.setattr(watch, "own_processes", list)
     return folder
 
 
@@ -73,7 +71,6 @@ def test_a_quiet_machine_is_not_disturbed() -> None:
     assert during["steal"] == pytest.approx(0.01)
     assert during["foreign_processes"] == []
     assert during["frequency_mhz"] == [2900.0, 3000.0]
-    assert disturbances(during, 2) == []
 
 
 def test_other_processes_are_named_with_what_they_used() -> None:
@@ -82,7 +79,7 @@ def test_other_processes_are_named_with_what_they_used() -> None:
     during = activity(before, after, {10, 11}, [])
     assert during["foreign"] == pytest.approx(0.9)
     assert [(p["name"], p["pid"]) for p in during["foreign_processes"]] == [("backup", 20), ("shell", 21)]
-    assert disturbances(during, 2) == ["other processes used 0.90 of 2 processors (backup 20: 0.80, shell 21: 0.10)"]
+    assert [p["processors"] for p in during["foreign_processes"]] == pytest.approx([0.8, 0.1])
 
 
 def test_children_are_not_foreign(tmp_path: Path) -> None:
@@ -97,16 +94,24 @@ def test_children_are_not_foreign(tmp_path: Path) -> None:
 
 def test_processes_outside_the_container_count_without_a_name() -> None:
     during = activity(state(0.0, 0.0, 0.0, {10: 0.0}), state(10.0, 15.0, 0.0, {10: 10.0}), {10, 11}, [])
-    assert disturbances(during, 2) == ["other processes used 0.50 of 2 processors (none that is visible here)"]
+    assert (during["foreign"], during["foreign_processes"]) == (pytest.approx(0.5), [])
 
 
-def test_what_else_disturbs() -> None:
+def test_steal_and_throttling_are_counted() -> None:
     before, after = state(0.0, 0.0, 0.0, {10: 0.0}, throttles=7), state(10.0, 10.0, 2.0, {10: 10.0}, throttles=9)
-    assert disturbances(activity(before, after, {10, 11}, [3000.0, 2000.0]), 4) == [
-        "the hypervisor took 0.20 of 4 processors",
-        "the clock frequency varied from 2000 to 3000 MHz",
-        "the processors were throttled 2 times",
-    ]
+    during = activity(before, after, {10, 11}, [3000.0, 2000.0])
+    assert (during["steal"], during["frequency_mhz"], during["throttles"]) == (0.2, [2000.0, 3000.0], 2)
+
+
+def test_what_others_had_is_known_for_every_round(proc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processors are 30 and 10 s busy between observations, 5 s of which are stolen; this process has none."""
+    seconds, moments = iter([(100.0, 5.0)] * 2 + [(125.0, 10.0), (135.0, 10.0)]), iter([0.0, 0.0, 20.0, 40.0])
+    monkeypatch.setattr(watch, "usage", lambda processors: Usage(*next(seconds, (135.0, 10.0))))
+    monkeypatch.setattr(watch.time, "monotonic", lambda: next(moments, 41.0))
+    machine = MachineWatch(None, tmp_path / "sys")
+    for _ in range(3):
+        machine.observe()
+    assert machine.report()["load"] == [1.5, 0.5]
 
 
 def fake_system(folder: Path, megahertz: int, throttled: int) -> None:
@@ -129,17 +134,17 @@ def test_frequency_and_throttling_come_from_sys(proc: Path, tmp_path: Path, monk
     report = machine.report()
     assert report["frequency_mhz"] == [2000.0, 3000.0]  # of the faster processor
     assert report["throttles"] == 2 + 3, "two processors too hot once, and three periods over the quota"
-    assert len(disturbances(report, 2)) == 2
 
 
 @pytest.mark.parametrize(
     ("probes", "expected"),
     [
         ([[0.14, 0.16, 0.15]], [[True, True]]),
-        ([[0.14, 0.9, 0.14, 0.15]], [[False, False, True]]),
-        ([[0.14] * 3, [0.27] * 3], [[True, True], [False, False]]),
-        ([[0.27] * 3, [0.14, 0.27, 0.14]], [[False, False], [False, False]]),
-        ([[0.27] * 3], [[True, True]]),  # nothing to compare it with: see `slower`
+        ([[0.14, 0.9] + [0.14] * 7], [[False, False] + [True] * 6]),
+        ([[0.14] * 8, [0.27] * 3], [[True] * 7, [False, False]]),
+        ([[0.14] * 8, [0.27] * 9], [[True] * 7, [True] * 8]),  # most are slow
+        ([[0.14] * 5 + [0.27] * 3], [[True] * 7]),  # fewer than six are not
+        ([[0.27] * 3], [[True, True]]),  # nothing to compare it with
     ],
 )
 def test_the_probe_tells_the_rounds_at_full_speed(probes: list[list[float]], expected: list[list[bool]]) -> None:
@@ -157,6 +162,7 @@ def test_watches_are_added_up_by_their_length() -> None:
         "frequency_mhz": [2900.0, 3000.0],
         "throttles": 1,
         "probe_ms": [0.1, 0.2],
+        "load": [0.5],
     }
     busy = quiet | {
         "seconds": 1.0,
@@ -176,6 +182,7 @@ def test_watches_are_added_up_by_their_length() -> None:
         "frequency_mhz": [2000.0, 3000.0],
         "throttles": 3,
         "probe_ms": [[0.1, 0.2], [0.1, 0.2]],
+        "load": [[0.5], [0.5]],
     }
     assert merge([quiet | {"frequency_mhz": None, "throttles": None}])["frequency_mhz"] is None
     assert merge([quiet, quiet | {"throttles": None}])["throttles"] is None
@@ -190,11 +197,6 @@ def test_the_probe_runs_at_every_observation(tmp_path: Path) -> None:
     assert report["probe_ms"] == [1.0, 2.0]
 
 
-def test_slower_than_other_rows() -> None:
-    assert slower(0.15, 0.14) is None
-    assert "took 0.27, not 0.14 ms" in (slower(0.27, 0.14) or "")
-
-
 def test_without_proc_nothing_is_claimed(proc: Path, tmp_path: Path) -> None:
     (proc / "stat").unlink()
     machine = MachineWatch(None, tmp_path / "sys")
@@ -203,7 +205,7 @@ def test_without_proc_nothing_is_claimed(proc: Path, tmp_path: Path) -> None:
     assert report["unseen"] == "this system does not tell what its processors do"
     together = merge([report, report])
     assert together["unseen"] == report["unseen"]
-    assert disturbances(together, 2) == []
+    assert report["load"] == []
 
 
 def test_the_real_machine_can_be_read() -> None:

@@ -68,11 +68,11 @@ def test_a_timing_has_changed_if_its_intervals_are_disjoint(runs: tuple[Samples,
     assert "18.00 -> 21.60" in text
 
 
-@pytest.mark.parametrize("noisy", [0, 1])
+@pytest.mark.parametrize("disturbed", [0, 1])
 @pytest.mark.parametrize("factor", [1.2, 1 / 1.2])
-def test_the_noise_floor_of_either_run_counts(runs: tuple[Samples, Samples], noisy: int, factor: float) -> None:
+def test_the_noise_floor_of_either_run_counts(runs: tuple[Samples, Samples], disturbed: int, factor: float) -> None:
     change(runs[1], "latency/cpu/bf16/batch1.json", times(factor, "speedup"))
-    change(runs[noisy], "latency/cpu/fp32/batch1.json", lambda _: {"noise_floor": 0.25})
+    change(runs[disturbed], "latency/cpu/fp32/batch1.json", lambda _: {"noise_floor": 0.25})
     assert verdict(compared(runs), "bf16") == "no change"
 
 
@@ -89,14 +89,14 @@ def test_what_does_not_depend_on_the_moment_is_compared_exactly(runs: tuple[Samp
 
 
 def test_doubt_is_part_of_the_verdict(runs: tuple[Samples, Samples]) -> None:
-    doubt = {"verdict": "noisy", "verdict_reason": "5 % stolen"}
+    doubt = {"verdict": "disturbed", "verdict_reason": "5 % stolen"}
     change(runs[1], "latency/cpu/bf16/batch1.json", lambda _: doubt)
     for samples in runs:
         change(samples, "latency/cpu/int8-static/batch1.json", lambda _: doubt)
     change(runs[1], "latency/cpu/int8-static/batch1.json", times(2, "latency_p50"))
     text = compared(runs)
-    assert verdict(text, "bf16") == "status ok -> noisy"
-    assert verdict(text, "int8-static") == "p50 +100.0%, timings noisy"
+    assert verdict(text, "bf16") == "status ok -> disturbed"
+    assert verdict(text, "int8-static") == "p50 +100.0%, timings disturbed"
 
 
 def test_without_intervals_nothing_is_called_noise_or_change(runs: tuple[Samples, Samples]) -> None:

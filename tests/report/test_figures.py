@@ -122,9 +122,9 @@ def test_what_does_not_run_is_noted_with_its_reason(module: Any, drawn: dict[Any
 @pytest.mark.parametrize("module", [latency, pareto, throughput])
 def test_a_doubtful_timing_is_shown_and_named(module: Any, samples: Samples) -> None:
     table = _table(samples)
-    table.loc[(table["variant"] == "bf16") & (table["device"] == "cpu"), "status"] = "noisy"
+    table.loc[(table["variant"] == "bf16") & (table["device"] == "cpu"), "status"] = "disturbed"
     figure = module.draw(table, use_style(samples.figure_config))
-    assert "Timing noisy on cpu: bf16" in " ".join(_texts(figure)).replace("\n", " ")
+    assert "Timing disturbed on cpu: bf16" in " ".join(_texts(figure)).replace("\n", " ")
     figure.draw_without_rendering()
 
 
@@ -384,14 +384,14 @@ def test_scaling_compares_the_most_threads_with_the_fewest(samples: Samples) -> 
     timings = [
         {"variant": variant, "threads": threads, "batch_size": 2, "throughput_ips": rate, "verdict": verdict}
         for variant, threads, rate, verdict in [
-            ("bf16", 4, 90.0, "noisy"), ("bf16", 1, 30.0, "ok"), ("fp32", 1, 10.0, "ok"), ("fp32", 4, 15.0, "ok")
+            ("bf16", 4, 90.0, "disturbed"), ("bf16", 1, 30.0, "ok"), ("fp32", 1, 10.0, "ok"), ("fp32", 4, 15.0, "ok")
         ]
     ]  # fmt: skip
     figure = scaling.draw(timings, use_style(samples.figure_config))
     texts = _texts(figure)
     assert {"fp32 1.50x", "bf16 3.00x"} <= set(texts)
     assert [list(line.get_xdata()) for line in figure.axes[0].lines] == [[1, 4], [1, 4]]
-    assert any("Timing noisy: bf16 with 4 threads" in text for text in texts)
+    assert any("Timing disturbed: bf16 with 4 threads" in text for text in texts)
 
 
 def test_throughput_rings_the_best_batch_size(samples: Samples, drawn: dict[Any, Figure]) -> None:

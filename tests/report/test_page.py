@@ -21,7 +21,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("page")
     samples = write_samples(root, devices=("cpu", "cuda"), substitute=True)
     doubtful = next(path for path in samples.latency if path.match("cpu/bf16/batch1.json"))
-    doubt = {"verdict": "noisy", "verdict_reason": "1.0 of 2 processors were used by others"}
+    doubt = {"verdict": "disturbed", "verdict_reason": "1.0 of 2 processors were used by others"}
     doubtful.write_text(json.dumps(json.loads(doubtful.read_text()) | doubt))
     write_tables(samples)
     summary = root / "summary.csv"

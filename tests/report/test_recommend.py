@@ -216,14 +216,14 @@ def test_a_disturbed_machine_makes_a_slow_variant_no_equal_either() -> None:
 
 
 def test_a_doubtful_timing_loses_a_tie_and_is_picked_only_with_a_warning() -> None:
-    doubtful = row("doubtful", 5.1, 0.999, 10, width=0.3, status="noisy", reason="5 % stolen")
+    doubtful = row("doubtful", 5.1, 0.999, 10, width=0.3, status="disturbed", reason="5 % stolen")
     recommended = on_cpu(FP32, doubtful, row("sound", 5.0, 0.999, 20, width=0.3))
     assert (recommended["pick"], recommended["runner_up"]["variant"]) == ("sound", "doubtful")
-    assert "its timing is noisy" in recommended["rejected"]["doubtful"]
+    assert "its timing is disturbed" in recommended["rejected"]["doubtful"]
     recommended = on_cpu(FP32, doubtful, BF16)
     assert recommended["pick"] == "doubtful"
     assert recommended["warnings"] == [
-        "The timing of doubtful is noisy: 5 % stolen. To repeat it, delete "
+        "The timing of doubtful is disturbed: 5 % stolen. To repeat it, delete "
         "results/latency/cpu/doubtful/batch1.json and run again."
     ]
 

@@ -46,7 +46,8 @@ def test_columns_are_the_interface(samples: Samples) -> None:
     expected = (
         "variant runtime device batch_size threads node cpu status reason latency_p50_ms latency_p50_ci_low_ms "
         "latency_p50_ci_high_ms latency_p90_ms latency_p99_ms throughput_ips speedup speedup_ci_low speedup_ci_high "
-        "preprocess_p50_ms end_to_end_p50_ms noise_floor limit_ms over_limit size_mb compression peak_rss_mb "
+        "preprocess_p50_ms end_to_end_p50_ms noise_floor rounds rounds_set_aside foreign_processors "
+        "stolen_processors limit_ms over_limit size_mb compression peak_rss_mb "
         "gpu_memory_mb load_ms first_inference_ms energy_mj_per_image energy_reason knn_top1 knn_top1_ci_low "
         "knn_top1_ci_high knn_top5 knn_top1_drop knn_top1_drop_ci_low knn_top1_drop_ci_high cosine_mean "
         "cosine_mean_ci_low cosine_mean_ci_high cosine_p5 knn_agreement mcnemar_p probe_top1 probe_top1_drop "
@@ -97,23 +98,48 @@ def test_size_is_that_of_the_file_not_of_the_footprint(samples: Samples) -> None
 
 
 def test_a_machine_that_was_slow_all_the_time_shows_beside_other_rows(samples: Samples) -> None:
-    """Only beside rows of the same device and machine: another may well be slower."""
+    """Only beside rows of the same device and machine: another may well be slower.
+
+    What that does to it is not known, unless some timing saw the machine in both states.
+    """
     for path in samples.latency:
         timing = json.loads(path.read_text())
         slow = timing["device"] == "cuda" or (timing["variant"], timing["batch_size"]) == ("bf16", 16)
         path.write_text(json.dumps(timing | {"probe_ms": 0.28 if slow else 0.14}))
     table = _table(samples)
-    noisy = table[table["status"] == "noisy"]
-    assert list(noisy[["variant", "device", "batch_size"]].itertuples(index=False, name=None)) == [("bf16", "cpu", 16)]
-    assert "took 0.28, not 0.14 ms" in noisy["reason"].item()
+    doubt = table[table["status"] == "disturbed"]
+    assert list(doubt[["variant", "device", "batch_size"]].itertuples(index=False, name=None)) == [("bf16", "cpu", 16)]
+    assert "took 0.28 ms, not 0.14" in doubt["reason"].item()
+    path = next(path for path in samples.latency if path.match("cpu/fp16-dynamic/batch1.json"))
+    timing = json.loads(path.read_text())
+    for shift, status in ((0.005, "ok"), (0.2, "wide")):
+        path.write_text(json.dumps(timing | {"slow_shift": shift}))
+        assert _row(_table(samples), "bf16", "cpu", 16)["status"] == status
+
+
+def test_a_control_that_is_not_one_widens_the_rows_beside_it(samples: Samples) -> None:
+    path = next(path for path in samples.latency if path.match("cpu/fp32/batch16.json"))
+    miss = {"speedup": 1.06, "speedup_ci_low": 1.05, "speedup_ci_high": 1.07}
+    path.write_text(json.dumps(json.loads(path.read_text()) | miss))
+    table = _table(samples)
+    assert set(table[table["device"] == "cpu"]["status"]) <= {"wide", "unsupported"}
+    assert "wide" not in set(table[table["device"] == "cuda"]["status"])
+
+
+def test_what_others_did_meanwhile_is_in_the_row(samples: Samples) -> None:
+    path = next(path for path in samples.latency if path.match("cpu/bf16/batch1.json"))
+    others = {"watch": {"foreign": 0.3, "steal": 0.1}, "rounds": 8, "set_aside": {"variant": [[1.0]], "fp32": [[2.0]]}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | others))
+    columns = ["foreign_processors", "stolen_processors", "rounds", "rounds_set_aside"]
+    assert list(_row(_table(samples), "bf16", "cpu")[columns]) == [0.3, 0.1, 8, 0.125]
 
 
 def test_a_verdict_keeps_the_row_s_numbers(samples: Samples) -> None:
     path = next(path for path in samples.latency if path.match("cpu/bf16/batch1.json"))
-    doubt = {"verdict": "noisy", "verdict_reason": "5 % of the time stolen"}
+    doubt = {"verdict": "disturbed", "verdict_reason": "5 % of the time stolen"}
     path.write_text(json.dumps(json.loads(path.read_text()) | doubt))
     row = _row(_table(samples), "bf16", "cpu")
-    assert tuple(row[["status", "reason", "latency_p50_ms"]]) == ("noisy", "5 % of the time stolen", 18.0)
+    assert tuple(row[["status", "reason", "latency_p50_ms"]]) == ("disturbed", "5 % of the time stolen", 18.0)
     assert _row(_table(samples), "bf16", "cpu", 16)["status"] == "ok"
 
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from dinoquant.report.summary import summarise, write_summary
@@ -69,16 +70,26 @@ def test_missing_values_are_dashes_and_long_names_are_cut(csv_path: Path) -> Non
 def test_a_doubtful_timing_is_marked_and_explained_below(csv_path: Path) -> None:
     plain = render(csv_path).splitlines()
     rows = csv_path.read_text().replace(
-        f"bf16,torchscript,cpu,1,2,{AT},ok,", f"bf16,torchscript,cpu,1,2,{AT},noisy,5 % stolen"
+        f"bf16,torchscript,cpu,1,2,{AT},ok,", f"bf16,torchscript,cpu,1,2,{AT},disturbed,5 % stolen"
     )
     csv_path.write_text(
-        rows.replace(f"int8-static,torchscript,cpu,1,2,{AT},ok,", f"int8-static,torchscript,cpu,1,2,{AT},unstable,+9 %")
+        rows.replace(f"int8-static,torchscript,cpu,1,2,{AT},ok,", f"int8-static,torchscript,cpu,1,2,{AT},wide,+9 %")
     )
     lines = render(csv_path).splitlines()
     assert lines[len(plain) :] == [
-        "! int8-static on cpu, batch 1, is unstable: +9 %",
-        "~ bf16 on cpu, batch 1, is noisy: 5 % stolen",
+        "~ wide: a second run may differ by more than 5 %: raise latency.rounds and latency.processes",
+        "! disturbed: something else moved the speed-up: delete its file in results/latency and run again",
     ]
     marked = next(line for line in lines if line.startswith("bf16"))
-    assert marked.split()[4:8] == ["3.12", "[3.05,", "3.18]~", "43.5"]
+    assert marked.split()[4:8] == ["3.12", "[3.05,", "3.18]!", "43.5"]
     assert len({len(line) for line in lines[: len(plain)] if "unsupported" not in line}) == 1
+
+
+def test_what_the_machine_did_is_one_line(csv_path: Path) -> None:
+    table = pd.read_csv(csv_path)
+    timed = table["status"] != "unsupported"
+    table.loc[timed, ["foreign_processors", "stolen_processors", "rounds_set_aside"]] = 0.1, 0.0, 0.25
+    table.loc[timed.idxmax(), "foreign_processors"] = 0.9
+    write_summary(table, csv_path)
+    assert render(csv_path).splitlines()[-1].startswith("node1 meanwhile: other processes had 0.1")
+    assert "(at most 0.90), other guests 0.00 (0.00); 25% of rounds" in render(csv_path)

@@ -21,7 +21,7 @@ def whole_machine(wildcards):
 
 def timing(threads, batch_size):
     """Return what a timing depends on."""
-    keys = ("rounds", "processes", "block_seconds", "warmup_seconds")
+    keys = ("rounds", "processes", "precision", "block_seconds", "warmup_seconds")
     protocol = {key: config["latency"][key] for key in keys} | {"seed": config["seed"]}
     return tidy({"protocol": protocol, "threads": threads, "batch_size": batch_size})
 

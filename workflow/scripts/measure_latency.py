@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from dinoquant.files import write_json
 from dinoquant.job import job, record_span
-from dinoquant.machine import resolve_threads
+from dinoquant.machine import compute_threads, resolve_threads
 from dinoquant.measure.intervals import combine, noise_floor
 from dinoquant.measure.process import Request, in_process, repeat
 from dinoquant.measure.rounds import TimingProtocol
@@ -23,7 +23,8 @@ if __name__ == "__main__":
         parts = repeat(lambda process, counts: in_process(request, process, counts), protocol)
         for part in parts:
             record_span("measure", part["started"], part["finished"])
-        result = combine(parts, batch_size=batch_size, protocol=protocol)
+        idle = compute_threads() - (threads if device == "cpu" else 1)  # a GPU is fed by one
+        result = combine(parts, batch_size=batch_size, protocol=protocol, idle=idle)
         if variant == "fp32":
             result["noise_floor"] = noise_floor(result)
         identity = {"variant": variant, "device": device, "threads": threads}

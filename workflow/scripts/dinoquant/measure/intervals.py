@@ -1,36 +1,35 @@
 """What the rounds of a timing's processes say: statistics with intervals, and a verdict on how far to trust them.
 
 What a process has of its own (where its memory lies) is the same in all of its rounds: so the rounds are shared by
-several processes, one after the other. Repeated on both levels after Kalibera & Jones, "Rigorous Benchmarking in
-Reasonable Time" (2013); percentile bootstrap after Efron & Tibshirani, "An Introduction to the Bootstrap" (1993),
-chapter 13, of processes and of rounds within them after Davison & Hinkley, "Bootstrap Methods and their Application"
-(1997), section 3.8. The trend and the interquartile mean are a few lines of NumPy each: `scipy.stats` has them, but
-takes more than a second to import, for every row of the summary.
+several processes, one after the other, until the speed-up is known (`dinoquant.measure.stopping`). Repeated on both
+levels after Kalibera & Jones, "Rigorous Benchmarking in Reasonable Time" (2013).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from itertools import compress, pairwise
+from itertools import chain, compress, pairwise
 from typing import TypedDict, cast
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.special import ndtr, stdtrit
 
-from dinoquant.machine import compute_threads
-from dinoquant.measure.rounds import ARMS, Passes, ProcessRounds, Samples, TimingProtocol, WarmupRecord, untimed_calls
-from dinoquant.measure.watch import Activities, disturbances, full_speed, merge
+from dinoquant.measure.rounds import (
+    ARMS,
+    Passes,
+    ProcessRounds,
+    Samples,
+    TimingProtocol,
+    WarmupRecord,
+    log_ratios,
+    untimed_calls,
+)
+from dinoquant.measure.stopping import CONFIDENCE, center, half_width, interval, stop_reason
+from dinoquant.measure.verdict import Contention, judge
+from dinoquant.measure.watch import Activities, full_speed, merge
 
-CONFIDENCE = 0.95
-RESAMPLES = 2000
-# Even the whole range of n rounds covers their median with probability 1 - 2 * 0.5**n only: 0.9375 for 5.
-MIN_ROUNDS_FOR_INTERVAL = 6
-MIN_SAMPLES_FOR_P90 = 10
-MIN_SAMPLES_FOR_P99 = 100
-# A trend is what chance would hardly make of as many rounds, and what changes a median by more than this from the first
-# round to the last.
-TREND_Z = 2.58  # p = 0.01
-TREND_SIZE = 0.05
+# From as many samples as early stopping in MLPerf's LoadGen asks for, at 99 % confidence.
+MIN_SAMPLES_FOR_P90 = 64
+MIN_SAMPLES_FOR_P99 = 662
+MIN_SLOW_ROUNDS = 3
 
 
 class Statistics(TypedDict):
@@ -55,74 +54,86 @@ class CombinedTiming(Statistics, Passes):
     batch_size: int
     verdict: str
     verdict_reason: str
+    stopped: str
+    rounds: int
     protocol: Mapping[str, object]
     samples_ms: Samples
     process: list[int]
     first: list[str]
     set_aside: Samples
+    slow_shift: float | None
     warmup: list[dict[str, WarmupRecord]]
     probe_ms: float | None
     watch: Activities
 
 
-def combine(parts: Sequence[ProcessRounds], *, batch_size: int, protocol: TimingProtocol) -> CombinedTiming:
+def combine(
+    parts: Sequence[ProcessRounds], *, batch_size: int, protocol: TimingProtocol, idle: int = 0
+) -> CombinedTiming:
     """Return samples, statistics and a verdict of a timing whose processes made ``parts``.
 
-    Only rounds for which the machine was at its best count, the others are ``set_aside``; but all count if these are
-    less than half of them, or fewer than six.
-
-    The verdict is "noisy" if that was so, or if the machine did too much else during the rounds
-    (`dinoquant.measure.watch`); "unstable" if in most processes a call time never settled, or if it went on changing
-    over the rounds (`trends`); otherwise "ok".
+    Only rounds for which the machine was at its best count, the others are ``set_aside``; see
+    `dinoquant.measure.watch.full_speed`. ``idle`` is how many processors the timing leaves to others; the verdict is
+    that of `dinoquant.measure.verdict.judge`. ``stopped`` says what ended the timing: "precise" or "slower" (as
+    `dinoquant.measure.stopping.stop_reason`), or "budget", and ``slow_shift`` by how much the speed-up differed in the
+    rounds that were set aside, as a fraction.
     """
-    kept, noise = kept_rounds(parts), []
-    total = sum(map(len, kept))
-    if (count := sum(map(sum, kept))) < max(total / 2, MIN_ROUNDS_FOR_INTERVAL):
-        probes = sorted(probe for part in parts for probe in part["watch"]["probe_ms"])
-        noise.append(
-            f"the machine's speed varied: the same piece of work took {probes[len(probes) // 10]:.2f} to "
-            f"{probes[-1 - len(probes) // 10]:.2f} ms, and only {count} of {total} rounds had the best speed"
-        )
-        kept = [[True] * len(rounds) for rounds in kept]
-    activities = merge([part["watch"] for part in parts])
-    noise = disturbances(activities, compute_threads()) + noise
-    samples = _samples_of(parts, kept)
-    process = [number for number, rounds in enumerate(kept) for _ in range(sum(rounds))]
-    warmups = [part["warmup"] for part in parts]
-    unsettled = [
-        f"{arm} had not settled when its warm-up ended, in {unsteady} of {len(parts)} processes"
-        for arm in ARMS
-        if 2 * (unsteady := sum(not warmup[arm]["steady"] for warmup in warmups)) > len(parts)
-    ]
-    unsettled += trends(samples)
+    kept = kept_rounds(parts)
+    samples, process = _counted(parts, kept)
+    set_aside = _samples_of(parts, [[not one for one in rounds] for rounds in kept])
+    ratios, activities = log_ratios(samples), merge([part["watch"] for part in parts])
+    load = [max(0.0, load - idle) for load in compress(chain(*activities["load"]), chain(*kept))]
+    others = activities.get("foreign", 0.0) + activities.get("steal", 0.0)
+    contention = Contention(max(0.0, others - idle), load, activities.get("throttles") or 0)
+    verdict, reason = judge(ratios, half_width(ratios, process), len(parts), contention)
     counts = parts[0]["calls_per_block"]
     return {
         "batch_size": batch_size,
-        "verdict": "noisy" if noise else "unstable" if unsettled else "ok",
-        "verdict_reason": "; ".join(noise + unsettled),
+        "verdict": verdict,
+        "verdict_reason": reason,
+        "stopped": stopped(parts, protocol) or "budget",
+        "rounds": sum(map(len, kept)),
         "protocol": {
             **asdict(protocol),
             "calls_per_block": counts,
             "untimed_calls_per_block": {arm: untimed_calls(counts[arm]) for arm in ARMS},
             "confidence": CONFIDENCE,
-            "resamples": RESAMPLES,
         },
         "samples_ms": samples,
         "process": process,
         "first": [arm for part, rounds in zip(parts, kept, strict=True) for arm in compress(part["first"], rounds)],
-        "set_aside": _samples_of(parts, [[not one for one in rounds] for rounds in kept]),
-        "warmup": warmups,
-        **statistics(samples, process, batch_size, protocol.seed),
+        "set_aside": set_aside,
+        "slow_shift": _slow_shift(samples, process, set_aside),
+        "warmup": [part["warmup"] for part in parts],
+        **statistics(samples, process, batch_size),
         **_median_passes([part["passes"] for part in parts]),
         "probe_ms": _probe(parts, kept),
         "watch": activities,
     }
 
 
+def stopped(parts: Sequence[ProcessRounds], protocol: TimingProtocol) -> str | None:
+    """Return why the rounds of these processes are enough; None if they are not."""
+    samples, process = _counted(parts, kept_rounds(parts))
+    return stop_reason(log_ratios(samples), process, protocol.processes, protocol.precision)
+
+
 def kept_rounds(parts: Sequence[ProcessRounds]) -> list[list[bool]]:
     """Return which rounds of each process count: those for which the machine was at its best; all without a probe."""
     probes = [part["watch"]["probe_ms"] for part in parts]
     return full_speed(probes) if all(probes) else [[True] * len(part["first"]) for part in parts]
+
+
+def _counted(parts: Sequence[ProcessRounds], kept: Sequence[Sequence[bool]]) -> tuple[Samples, list[int]]:
+    """Return the samples of the rounds that count, and the number of the process that made each round."""
+    return _samples_of(parts, kept), [number for number, rounds in enumerate(kept) for _ in range(sum(rounds))]
+
+
+def _slow_shift(samples: Samples, process: Sequence[int], set_aside: Samples) -> float | None:
+    """Return how far the speed-up of what was set aside is from that of what counts; None of less than three rounds."""
+    if len(set_aside["fp32"]) < MIN_SLOW_ROUNDS:
+        return None
+    return abs(float(np.median(log_ratios(set_aside))) - center(log_ratios(samples), process))
 
 
 def _probe(parts: Sequence[ProcessRounds], kept: Sequence[Sequence[bool]]) -> float | None:
@@ -155,42 +166,18 @@ def noise_floor(timing: Statistics) -> float | None:
     return None if low is None or high is None else max(abs(low - 1), abs(high - 1))
 
 
-def trends(samples_ms: Samples) -> list[str]:
-    """Return in words what rose or fell from round to round: the variant's latency, its speed-up."""
-    variant, fp32 = (np.median(samples_ms[arm], axis=1) for arm in ARMS)
-    sentences = []
-    for what, values in (("the latency", variant), ("the speed-up", fp32 / variant)):
-        change, z = trend(values)
-        if abs(change) > TREND_SIZE and abs(z) > TREND_Z:
-            sentences.append(f"{what} {'rose' if change > 0 else 'fell'} by {abs(change):.0%} over the rounds")
-    return sentences
-
-
-def trend(values: NDArray[np.float64]) -> tuple[float, float]:
-    """Return how much ``values`` change from the first to the last, as a fraction of their median, and how surely.
-
-    By the Theil-Sen slope (Sen, "Estimates of the regression coefficient based on Kendall's tau", 1968) and the
-    standard score of Mann's rank test against trend (1945).
-    """
-    n = len(values)
-    early, late = np.triu_indices(n, 1)
-    rises = values[late] - values[early]
-    change = np.median(rises / (late - early)) * (n - 1) / np.median(values)
-    return float(change), float(np.sign(rises).sum() / np.sqrt(n * (n - 1) * (2 * n + 5) / 18))
-
-
-def statistics(samples_ms: Samples, process: Sequence[int], batch_size: int, seed: int) -> Statistics:
+def statistics(samples_ms: Samples, process: Sequence[int], batch_size: int) -> Statistics:
     """Return the statistics of ``samples_ms`` (arm -> rounds -> ms; rounds equally long within an arm).
 
-    ``process`` is the number of the process that made each round. The speed-up is the interquartile mean over rounds of
-    (median of the round's fp32 block / median of its variant block). Intervals: see `interval`. The upper percentiles
-    are None where there are too few samples to see them.
+    ``process`` is the number of the process that made each round. The speed-up is that of each round (median of its
+    fp32 block / median of its variant block), taken together by `dinoquant.measure.stopping.center`, geometrically;
+    intervals: see `interval` there. The upper percentiles are None where there are too few samples to see them.
     """
     variant, fp32 = (np.asarray(samples_ms[arm]) for arm in ARMS)
-    ratios = np.median(fp32, axis=1) / np.median(variant, axis=1)
-    p50 = float(np.median(variant))
-    p50_low, p50_high = interval(variant, median, seed, process)
-    speedup_low, speedup_high = interval(ratios[:, None], interquartile_mean, seed, process)
+    ratios = log_ratios(samples_ms)
+    p50, speedup = float(np.median(variant)), float(np.exp(center(ratios, process)))
+    p50_low, p50_high = interval(np.log(np.median(variant, axis=1)), process, p50)
+    speedup_low, speedup_high = interval(ratios, process, speedup)
     return {
         "samples": variant.size,
         "latency_p50_ms": p50,
@@ -200,55 +187,7 @@ def statistics(samples_ms: Samples, process: Sequence[int], batch_size: int, see
         "latency_p99_ms": float(np.quantile(variant, 0.99)) if variant.size >= MIN_SAMPLES_FOR_P99 else None,
         "throughput_ips": batch_size * 1e3 / p50,
         "fp32_p50_ms": float(np.median(fp32)),
-        "speedup": float(interquartile_mean(ratios)),
+        "speedup": speedup,
         "speedup_ci_low": speedup_low,
         "speedup_ci_high": speedup_high,
     }
-
-
-def median(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the median along the last axis."""
-    return np.asarray(np.median(values, axis=-1))
-
-
-def interquartile_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the mean of the middle half along the last axis.
-
-    No single round can spoil it, and of rounds that scatter normally it makes more than their median does. After
-    Agarwal et al., "Deep Reinforcement Learning at the Edge of the Statistical Precipice" (2021).
-    """
-    cut = values.shape[-1] // 4
-    return np.asarray(np.sort(values)[..., cut : values.shape[-1] - cut].mean(axis=-1))
-
-
-def interval(
-    rounds: NDArray[np.float64],
-    statistic: Callable[[NDArray[np.float64]], NDArray[np.float64]],
-    seed: int,
-    process: Sequence[int] | None = None,
-) -> tuple[float, float] | tuple[None, None]:
-    """Return the 95 % bootstrap interval of a statistic of all of ``rounds`` [rounds, samples].
-
-    It resamples processes, and whole rounds within them, because neither the rounds of a process nor the calls of a
-    round are independent. ``process`` is the number of each round's process, all the same by default: then the interval
-    knows nothing of how processes differ. None with fewer than 6 rounds, which no such interval can cover.
-
-    A percentile interval of few processes (or of few rounds of one) is too narrow, as one of a mean by the normal
-    distribution would be: it is expanded by what Student's distribution asks for. T. Hesterberg, "What Teachers Should
-    Know About the Bootstrap", The American Statistician 69 (2015), "expanded percentile interval".
-    """
-    n = len(rounds)
-    if n < MIN_ROUNDS_FOR_INTERVAL:
-        return None, None
-    rng = np.random.default_rng(seed)
-    _, first, sizes = np.unique(process or [0] * n, return_index=True, return_counts=True)
-    processes = rng.integers(len(sizes), size=(RESAMPLES, len(sizes), 1))
-    within = rng.random((RESAMPLES, len(sizes), -(-n // len(sizes)))) * sizes[processes]
-    resamples = (first[processes] + within.astype(int)).reshape(RESAMPLES, -1)
-    # In parts, because all resampled rounds of a model with many short calls would take gigabytes.
-    parts = np.array_split(resamples, 50)
-    resampled = np.concatenate([statistic(rounds[part].reshape(len(part), -1)) for part in parts])
-    units = len(sizes) if len(sizes) > 1 else n
-    tail = ndtr(stdtrit(units - 1, (1 - CONFIDENCE) / 2) * np.sqrt(units / (units - 1)))
-    low, high = np.quantile(resampled, [tail, 1 - tail])
-    return float(low), float(high)

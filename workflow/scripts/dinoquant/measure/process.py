@@ -22,6 +22,7 @@ from dinoquant.errors import UserError
 from dinoquant.files import read_json, read_through, write_json
 from dinoquant.job import end_with_parent
 from dinoquant.machine import Machine, describe, given_processors, require_device
+from dinoquant.measure.intervals import stopped
 from dinoquant.measure.rounds import Call, Counts, ProcessRounds, TimingProtocol, measure
 from dinoquant.runtimes import files
 
@@ -64,13 +65,15 @@ class ProcessTiming(ProcessRounds):
 
 
 def repeat(start: Callable[[int, Counts | None], Part], protocol: TimingProtocol) -> list[Part]:
-    """Return what the processes of a timing made of it, one after the other.
+    """Return what the processes of a timing made of it, one after the other, until that is enough.
 
     ``start`` runs a process, given its number and how many calls its blocks have: as many as those of the first.
     """
     parts: list[Part] = []
     for process in tqdm(range(protocol.processes), desc="processes", disable=None):
         parts.append(start(process, parts[0]["calls_per_block"] if parts else None))
+        if stopped(parts, protocol):
+            break
     return parts
 
 

@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from typing import NamedTuple, TypedDict, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
-from dinoquant.measure.watch import Activity, MachineWatch
+from dinoquant.measure.stopping import stop_reason
+from dinoquant.measure.watch import Activity, MachineWatch, full_speed
 
 ARMS = ("variant", "fp32")
 # TorchScript's profiling executor observes the first call of a shape and compiles during the second.
@@ -32,17 +34,22 @@ Samples = dict[str, list[list[float]]]  # ms by arm, round and call
 
 @dataclass(frozen=True)
 class TimingProtocol:
-    """How a timing is taken: rounds, processes that share them, seconds of a block and of a warm-up at most, seed."""
+    """How a timing is taken: most rounds and processes, what ends it earlier, seconds of a block and a warm-up, seed.
+
+    ``precision`` is the half width of the speed-up's interval that is enough, as a fraction; see
+    `dinoquant.measure.stopping`.
+    """
 
     rounds: int
     processes: int
+    precision: float
     block_seconds: float
     warmup_seconds: float
     seed: int
 
     @property
     def rounds_each(self) -> int:
-        """How many rounds each of the processes makes."""
+        """How many rounds each of the processes makes, at most."""
         return -(-self.rounds // self.processes)
 
 
@@ -110,7 +117,14 @@ def measure(
         warmups = {arm: warm_up(calls[arm], protocol.warmup_seconds) for arm in ARMS}
         counts = counts or {arm: calls_per_block(warmups[arm].call_seconds, protocol.block_seconds) for arm in ARMS}
         watch = MachineWatch(probe)
-        samples, first = interleave(calls, counts, protocol.rounds_each, [protocol.seed, process], watch.observe)
+
+        def enough(samples: Samples) -> bool:
+            values = log_ratios(samples)[full_speed([watch.probe_ms])[0]] if probe else log_ratios(samples)
+            return stop_reason(values, [process] * len(values), 1, protocol.precision) is not None
+
+        seed = [protocol.seed, process]
+        watched = enough if protocol.processes == 1 else None
+        samples, first = interleave(calls, counts, protocol.rounds_each, seed, watch.observe, watched)
         activity = watch.report()
         medians = {f"{name}_p50_ms": run_pass(call, protocol) for name, call in (passes or {}).items()}
     return {
@@ -180,11 +194,17 @@ def untimed_calls(calls: int) -> int:
 
 
 def interleave(
-    calls: Mapping[str, Call], counts: Counts, rounds: int, seed: Sequence[int], observe: Callable[[], None]
+    calls: Mapping[str, Call],
+    counts: Counts,
+    rounds: int,
+    seed: Sequence[int],
+    observe: Callable[[], None],
+    enough: Callable[[Samples], bool] | None = None,
 ) -> tuple[Samples, list[str]]:
     """Return the samples in ms, per arm and round, and which arm went first in each round (by the seed).
 
-    ``observe`` is called before each round and after the last.
+    ``observe`` is called before each round and after the last, which is the one after which the samples are ``enough``,
+    or number ``rounds``.
     """
     variant_first = np.random.default_rng(seed).integers(2, size=rounds)
     samples: Samples = {arm: [] for arm in ARMS}
@@ -198,4 +218,12 @@ def interleave(
                 calls[arm]()
             samples[arm].append([calls[arm]() for _ in range(counts[arm])])
         observe()
+        if enough and enough(samples):
+            break
     return samples, first
+
+
+def log_ratios(samples: Samples) -> NDArray[np.float64]:
+    """Return the logarithm of each round's speed-up: the median of its fp32 block over that of its variant block."""
+    variant, fp32 = (np.median(samples[arm], axis=1) for arm in ARMS)
+    return np.asarray(np.log(fp32 / variant))

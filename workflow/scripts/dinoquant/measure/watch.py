@@ -20,16 +20,12 @@ import psutil
 
 from dinoquant.machine import PROCESSORS, throttled_periods
 
-# Above these a timing is called noisy; `tests/bench/repeatability.py` shows quiet and disturbed runs on either side.
-# Processors that other processes use, on average. Snakemake itself takes some while it waits: see profiles/default.
-MOST_FOREIGN = 0.2
-MOST_STEAL = 0.05  # processors that the hypervisor gives to other guests, on average
-MOST_FREQUENCY_DROP = 0.2  # of the highest frequency
 # A probe is slow if it takes this many times as long as when the machine is at its best. On a virtual machine with two
 # processors, work that both share took 1.9 times as long for minutes on end, which nothing in the guest shows (all of
 # its processes were slow at the same time, pinned to processors or not, and work on one processor was as fast as ever),
 # and which slows int8 more than fp32; otherwise 1.15 at most.
 SLOW = 1.3
+FEWEST_ROUNDS = 6  # that make an interval
 PROBES_PER_OBSERVATION = 9
 NAMED_PROCESSES = 3
 NAMED_FROM = 0.02  # processors
@@ -78,15 +74,20 @@ class MachineActivity(TypedDict):
 
 
 class Activity(MachineActivity):
-    """The same beside the rounds of one process, with the probe's median ms at each observation."""
+    """The same beside the rounds of one process, with the probe's median ms at each observation.
+
+    ``load`` is how many processors others had between one observation and the next: other processes, other guests.
+    """
 
     probe_ms: list[float]
+    load: list[float]
 
 
 class Activities(MachineActivity):
     """The same beside all of a timing's processes, one after the other."""
 
     probe_ms: list[list[float]]
+    load: list[list[float]]
 
 
 @dataclass(frozen=True)
@@ -130,32 +131,12 @@ def activity(
     }
 
 
-def disturbances(activity: MachineActivity, processors: int) -> list[str]:
-    """Return what was too much, in words with numbers."""
-    sentences = []
-    if activity.get("foreign", 0.0) > MOST_FOREIGN:
-        names = ", ".join(f"{p['name']} {p['pid']}: {p['processors']:.2f}" for p in activity["foreign_processes"])
-        sentences.append(
-            f"other processes used {activity['foreign']:.2f} of {processors} processors"
-            + (f" ({names})" if names else " (none that is visible here)")
-        )
-    if activity.get("steal", 0.0) > MOST_STEAL:
-        sentences.append(f"the hypervisor took {activity['steal']:.2f} of {processors} processors")
-    if frequencies := activity.get("frequency_mhz"):
-        low, high = frequencies
-        if low < (1 - MOST_FREQUENCY_DROP) * high:
-            sentences.append(f"the clock frequency varied from {low:.0f} to {high:.0f} MHz")
-    if activity.get("throttles"):
-        sentences.append(f"the processors were throttled {activity['throttles']} times")
-    return sentences
-
-
 def merge(parts: Sequence[Activity]) -> Activities:
-    """Return what happened beside several processes of a timing together; ``probe_ms`` stays a list for each."""
+    """Return what happened beside several processes of a timing together; what is a list stays one for each."""
     seconds = sum(part["seconds"] for part in parts)
-    probes = [part["probe_ms"] for part in parts]
+    probes, loads = [part["probe_ms"] for part in parts], [part["load"] for part in parts]
     if unseen := next((part["unseen"] for part in parts if "unseen" in part), None):
-        return {"seconds": seconds, "probe_ms": probes, "unseen": unseen}
+        return {"seconds": seconds, "probe_ms": probes, "load": loads, "unseen": unseen}
     used: dict[tuple[str, int], float] = defaultdict(float)
     for part in parts:
         for process in part["foreign_processes"]:
@@ -166,6 +147,7 @@ def merge(parts: Sequence[Activity]) -> Activities:
     return {
         "seconds": seconds,
         "probe_ms": probes,
+        "load": loads,
         "foreign": sum(part["foreign"] * part["seconds"] for part in parts) / seconds,
         "foreign_processes": [
             {"name": name, "pid": pid, "processors": processors}
@@ -181,20 +163,14 @@ def merge(parts: Sequence[Activity]) -> Activities:
 def full_speed(probe_ms: Sequence[Sequence[float]]) -> list[list[bool]]:
     """Return which rounds the machine was at its best for: by the probes before and after, one more than rounds.
 
-    A list for each process; the best is what one probe in ten is faster than.
+    A list for each process; the best is what one probe in ten is faster than. All rounds count where these are less
+    than half, or fewer than six.
     """
     best = quantile([probe for probes in probe_ms for probe in probes], 0.1)
-    return [[max(around) <= SLOW * best for around in pairwise(probes)] for probes in probe_ms]
-
-
-def slower(probe: float, best: float) -> str | None:
-    """Return what to say of a timing whose median probe took ``probe`` ms, where that of another one took ``best``.
-
-    A machine that was slow all the time shows only beside other timings on it.
-    """
-    if probe <= SLOW * best:
-        return None
-    return f"the machine was slower than for other rows: the same piece of work took {probe:.2f}, not {best:.2f} ms"
+    fast = [[max(around) <= SLOW * best for around in pairwise(probes)] for probes in probe_ms]
+    if sum(map(sum, fast)) < max(sum(map(len, fast)) / 2, FEWEST_ROUNDS):
+        return [[True] * len(rounds) for rounds in fast]
+    return fast
 
 
 def quantile(values: Sequence[float], level: float) -> float:
@@ -215,20 +191,30 @@ class MachineWatch:
         everything = set(range(os.cpu_count() or 1))
         self._processors = everything if PROCESSORS is None else PROCESSORS
         self._frequencies: list[float] = []
-        self._probes: list[float] = []
+        self.probe_ms: list[float] = []  # the median of each observation
+        self._own = own_processes()  # looked up once, as that takes milliseconds
+        self._others: list[tuple[float, float]] = []
         self._before = self._state()
 
     def observe(self) -> None:
-        """Note the clock frequency of the fastest processor (others may be idle and slow), and run the probe."""
+        """Note the clock frequency of the fastest processor (others may be idle and slow), and run the probe.
+
+        Before the probe, note how long the processors have worked for others.
+        """
+        if self._before.usage and (busy := usage(self._processors)):
+            own = sum(time.user + time.system for time in (process.cpu_times() for process in self._own))
+            self._others.append((time.monotonic(), busy.busy + busy.steal - own))
         if frequencies := self._read_frequencies():
             self._frequencies.append(max(frequencies))
         if self._probe:
-            self._probes.append(quantile([self._probe() for _ in range(PROBES_PER_OBSERVATION)], 0.5))
+            self.probe_ms.append(quantile([self._probe() for _ in range(PROBES_PER_OBSERVATION)], 0.5))
 
     def report(self) -> Activity:
         """Return what happened."""
-        ours = own_processes() if self._before.usage else ()
-        return {**activity(self._before, self._state(), ours, self._frequencies), "probe_ms": self._probes}
+        ours = [process.pid for process in own_processes()] if self._before.usage else ()
+        load = [max(0.0, (late - early) / (end - start)) for (start, early), (end, late) in pairwise(self._others)]
+        during = activity(self._before, self._state(), ours, self._frequencies)
+        return {**during, "probe_ms": self.probe_ms, "load": load}
 
     def _state(self) -> MachineState:
         busy = usage(self._processors)
@@ -277,10 +263,10 @@ def running_processes() -> dict[int, Process]:
     }
 
 
-def own_processes() -> set[int]:
-    """Return the ids of this process and of all that descend from it."""
+def own_processes() -> list[psutil.Process]:
+    """Return this process and all that descend from it."""
     own = psutil.Process()
-    return {own.pid, *(child.pid for child in own.children(recursive=True))}
+    return [own, *own.children(recursive=True)]
 
 
 def _read(path: Path) -> str | None:

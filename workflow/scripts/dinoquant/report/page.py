@@ -19,6 +19,7 @@ from dinoquant.report.columns import COLUMNS, Row
 from dinoquant.report.figures.catalogue import CATALOGUE
 from dinoquant.report.recommend import Recommendation
 from dinoquant.report.records import Accuracy, ClassAccuracy, Facts, Timing
+from dinoquant.report.table import machine_lines
 from dinoquant.runtimes import BASELINE
 
 WORST_CLASSES = 10
@@ -96,7 +97,8 @@ def render_report(
         "columns": columns,
         "leading": [column for column in columns if column.rank and column not in unjudged],
         "all_columns": COLUMNS,
-        "doubts": [row for row in rows if row["status"] in ("noisy", "unstable")],
+        "doubts": [row for row in rows if row["status"] in ("wide", "disturbed")],
+        "machine_lines": machine_lines(rows),
         "nodes": Counter(f"{row['node']} ({row['cpu'] or 'processor not known'})" for row in rows if row["node"]),
         "floors": [row for row in rows if row["variant"] == BASELINE and row["noise_floor"]],
         "no_energy": sorted({(row["device"], row["energy_reason"]) for row in rows if row["energy_reason"]}),

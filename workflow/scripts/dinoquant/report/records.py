@@ -16,6 +16,19 @@ class Calls(TypedDict):
     variant: Sequence[Sequence[float]]
 
 
+class SetAside(TypedDict):
+    """The ms of calls that do not count, by round."""
+
+    fp32: Sequence[Sequence[float]]
+
+
+class Watch(TypedDict, total=False):
+    """Processors that others had during a timing, on average: processes, and other guests."""
+
+    foreign: float
+    steal: float
+
+
 class Timing(TypedDict):
     """`results/latency/{device}/{variant}/batch{n}.json`, and those of the thread scaling."""
 
@@ -26,8 +39,14 @@ class Timing(TypedDict):
     latency_p50_ms: float
     throughput_ips: float
     samples_ms: Calls
+    speedup_ci_low: float | None
+    speedup_ci_high: float | None
     verdict: str
     verdict_reason: str
+    rounds: NotRequired[int]
+    set_aside: NotRequired[SetAside]
+    slow_shift: NotRequired[float | None]
+    watch: NotRequired[Watch]
     probe_ms: NotRequired[float | None]
     noise_floor: NotRequired[float | None]  # of fp32 only
     started: float

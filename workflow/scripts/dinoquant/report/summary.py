@@ -2,15 +2,18 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import TypedDict, TypeVar
 
+import numpy as np
 import pandas as pd
 
 from dinoquant.errors import UserError
 from dinoquant.files import read_json, read_rows
-from dinoquant.measure.watch import slower
+from dinoquant.measure.verdict import widened
+from dinoquant.measure.watch import SLOW
 from dinoquant.report.columns import COLUMNS, NAMES, Source
 from dinoquant.report.records import Timing
 from dinoquant.runtimes import BASELINE
@@ -47,9 +50,8 @@ def summarise(
     """Return the table with the columns ``NAMES``, in the config's order of variants, devices and batch sizes.
 
     ``audits`` and ``models`` lie in folders named after their variants. ``status`` is ``unsupported``, or the verdict
-    on the timing: ``ok``, ``noisy``, ``unstable``; ``reason`` says why where it is not ``ok``; a timing on a machine
-    that was slow all the time is ``noisy`` too, which shows only beside the others (see
-    `dinoquant.measure.watch.slower`). ``node`` and ``cpu`` say where the row was timed, beside fp32 there.
+    on the timing: ``ok``, ``wide``, ``disturbed`` (see `verdict`); ``reason`` says why where it is not ``ok``. ``node``
+    and ``cpu`` say where the row was timed, beside fp32 there, and the columns behind them what else was done there.
     ``noise_floor`` is that of fp32 against itself on the row's device, at its batch size; missing where that was
     another machine. What was not measured is missing, never 0: all measurements where a variant is
     unsupported, the accuracy of a variant that cannot run on ``accuracy.device``.
@@ -67,7 +69,7 @@ def summarise(
     accuracies, probes = (
         {record["variant"]: record for record in map(read_json, paths)} for paths in (accuracy, probe)
     )
-    fastest = fastest_probes(timings.values())
+    states = machine_states(timings.values())
     shortest = _limits(limits)
     sizes, counts = _sizes(models), _module_counts(audits)
     rows = []
@@ -82,8 +84,8 @@ def summarise(
             timing = _required(timings, cell, "latency")
             limit = shortest.get(cell)
             records |= {
-                Source.SUMMARY: {**about, **verdict(timing, fastest)},
-                Source.LATENCY: {**timing, **_processor(timing)},
+                Source.SUMMARY: {**about, **verdict(timing, states)},
+                Source.LATENCY: {**timing, **_processor(timing), **_others(timing)},
                 Source.BASELINE_LATENCY: _noise_floor(timing, timings.get((BASELINE, device, batch_size))),
                 Source.LIMITS: {"limit_ms": limit, "over_limit": limit and timing["latency_p50_ms"] / limit},
                 Source.FOOTPRINT: _required(footprints, (variant, device), "footprint"),
@@ -121,27 +123,72 @@ def _noise_floor(timing: Timing, baseline: Timing | None) -> Record:
     return {"noise_floor": baseline.get("noise_floor")} if baseline is not None and same else {}
 
 
-def _probe(timing: Timing) -> tuple[Machine, float | None]:
-    """Return with which other timings one can be compared, and the median ms of its probe, if it had one."""
-    return (timing["device"], timing["machine"]["node"], timing["threads"]), timing.get("probe_ms")
+def _others(timing: Timing) -> Record:
+    """Return what else the machine did meanwhile: processors that others had, and the share of rounds set aside."""
+    watch = timing.get("watch", {})
+    rounds, set_aside = timing.get("rounds"), len(timing["set_aside"]["fp32"]) if "set_aside" in timing else None
+    return {
+        "foreign_processors": watch.get("foreign"),
+        "stolen_processors": watch.get("steal"),
+        "rounds_set_aside": rounds and set_aside is not None and set_aside / rounds,
+    }
 
 
-def fastest_probes(timings: Iterable[Timing]) -> dict[Machine, float]:
-    """Return the shortest median probe in ms on each machine of the timings, which are as read from their files."""
-    fastest: dict[Machine, float] = {}
-    for machine, probe in map(_probe, timings):
-        if probe is not None:
-            fastest[machine] = min(probe, fastest.get(machine, probe))
-    return fastest
+@dataclass
+class MachineStates:
+    """What the timings of one machine tell of it together.
+
+    ``probe_ms`` is the shortest median probe; ``miss`` how far the interval of a control (fp32 beside itself) is from
+    1, and ``slow_shift`` how far a speed-up was from itself while the machine was slow: both the largest that was seen,
+    as fractions.
+    """
+
+    probe_ms: float | None = None
+    miss: float = 0.0
+    slow_shift: float | None = None
 
 
-def verdict(timing: Timing, fastest: Mapping[Machine, float]) -> dict[str, str | None]:
-    """Return ``status`` and ``reason``: the timing's own, and what shows beside the others of the same machine."""
-    machine, probe = _probe(timing)
-    status, reason = timing["verdict"], timing["verdict_reason"] or None
-    if slow := probe and slower(probe, fastest[machine]):
-        status, reason = "noisy", f"{slow}; {reason}" if reason else slow
-    return {"status": status, "reason": reason}
+def _machine(timing: Timing) -> Machine:
+    """Return with which other timings one can be compared."""
+    return timing["device"], timing["machine"]["node"], timing["threads"]
+
+
+def machine_states(timings: Iterable[Timing]) -> dict[Machine, MachineStates]:
+    """Return what is known of each machine of the timings, which are as read from their files."""
+    states: dict[Machine, MachineStates] = defaultdict(MachineStates)
+    for timing in timings:
+        state, ends = states[_machine(timing)], (timing["speedup_ci_low"], timing["speedup_ci_high"])
+        if timing["variant"] == BASELINE and ends[0] and ends[1]:
+            state.miss = max(state.miss, np.log(ends[0]), -np.log(ends[1]))
+        if probe := timing.get("probe_ms"):
+            state.probe_ms = min(probe, state.probe_ms or probe)
+        if (shift := timing.get("slow_shift")) is not None:
+            state.slow_shift = max(shift, state.slow_shift or 0.0)
+    return states
+
+
+def verdict(timing: Timing, states: Mapping[Machine, MachineStates]) -> dict[str, str | None]:
+    """Return ``status`` and ``reason``: the timing's own verdict, unless what the others show of the machine widens it.
+
+    A control that is not 1 says by how much speed-ups of this run may be wrong; rounds that were set aside say what
+    slow ones do to them, which concerns a timing that was slow from end to end: it looks well by itself.
+    """
+    state, status, reason = states[_machine(timing)], timing["verdict"], timing["verdict_reason"]
+    if status == "ok" and (half := _half_width(timing)) is not None:
+        probe, more = timing.get("probe_ms"), state.miss
+        if probe and state.probe_ms and probe > SLOW * state.probe_ms:
+            if state.slow_shift is None:
+                slow = f"the same piece of work took {probe:.2f} ms, not {state.probe_ms:.2f} as beside other rows"
+                return {"status": "disturbed", "reason": slow}
+            more = max(more, state.slow_shift)
+        status, reason = widened(half, more) if more else (status, reason)
+    return {"status": status, "reason": reason or None}
+
+
+def _half_width(timing: Timing) -> float | None:
+    """Return half the width of the speed-up's interval, as a fraction, if it has one."""
+    low, high = timing["speedup_ci_low"], timing["speedup_ci_high"]
+    return float(np.log(high / low)) / 2 if low and high else None
 
 
 def _limits(path: str | Path | None) -> dict[tuple[str, str, int], float]:

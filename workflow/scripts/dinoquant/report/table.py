@@ -2,32 +2,39 @@
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from statistics import fmean
 
 from tabulate import tabulate
 
 from dinoquant.files import read_rows
-from dinoquant.report.columns import COLUMNS, Row
+from dinoquant.report.columns import COLUMNS, Row, number
 
 WIDTH = 120
 LONGEST_NAME = 30
 SHOWN = [column for column in COLUMNS if column.short]
-MARKS = {"ok": " ", "noisy": "~", "unstable": "!"}  # behind the speed-up; a footnote has the reason
+MARKS = {"ok": " ", "wide": "~", "disturbed": "!"}  # behind the speed-up
+MEANINGS = {
+    "wide": "a second run may differ by more than 5 %: raise latency.rounds and latency.processes",
+    "disturbed": "something else moved the speed-up: delete its file in results/latency and run again",
+}
 
 
 def render(csv_path: str | Path) -> str:
     """Return the table as lines of at most 120 characters, one per row of the summary, in its order.
 
-    An unsupported variant has its reason in the place of the measurements. Below stands a line for each row whose
-    timing is noisy or unstable, with the reason.
+    An unsupported variant has its reason in the place of the measurements. Below stand what the marks mean, where there
+    are some, and what else the machine did.
     """
     rows = read_rows(csv_path)
     flagged = [row for row in rows if row["status"] in MARKS and row["status"] != "ok"]
     titles = [column.short_title + " " * bool(flagged and column.name == "speedup") for column in SHOWN]
     lines = aligned([["variant", "device", "batch", *titles], *(_cells(row, bool(flagged)) for row in rows)])
-    for number, row in enumerate(rows, start=1):
+    for line, row in enumerate(rows, start=1):
         if row["status"] == "unsupported":
-            lines[number] = f"{lines[number]}  {row['status']}: {row['reason']}"
-    return "\n".join(_cut(line, WIDTH) for line in [*lines, *map(_footnote, flagged)])
+            lines[line] = f"{lines[line]}  {row['status']}: {row['reason']}"
+    statuses = [row["status"] for row in flagged]
+    lines += [f"{MARKS[status]} {status}: {MEANINGS[status]}" for status in MEANINGS if status in statuses]
+    return "\n".join(_cut(line, WIDTH) for line in [*lines, *machine_lines(rows)])
 
 
 def aligned(rows: Sequence[Sequence[str]], left: Collection[str] = ("variant", "device")) -> list[str]:
@@ -55,9 +62,20 @@ def _cells(row: Row, marked: bool) -> list[str]:
     return cells
 
 
-def _footnote(row: Row) -> str:
-    mark = MARKS[row["status"]]
-    return f"{mark} {row['variant']} on {row['device']}, batch {row['batch_size']}, is {row['status']}: {row['reason']}"
+def machine_lines(rows: Sequence[Row]) -> list[str]:
+    """Return a line on what else each machine did while its rows were timed, as far as that is known."""
+    lines = []
+    for node in dict.fromkeys(row.get("node", "") for row in rows if row.get("foreign_processors")):
+        timed = [row for row in rows if row.get("node") == node]
+        foreign, stolen, slow = (
+            [value for row in timed if (value := number(row, name)) is not None]
+            for name in ("foreign_processors", "stolen_processors", "rounds_set_aside")
+        )
+        lines.append(
+            f"{node} meanwhile: other processes had {fmean(foreign):.2f} processors (at most {max(foreign):.2f}), "
+            f"other guests {fmean(stolen):.2f} ({max(stolen):.2f}); {fmean(slow):.0%} of rounds were slow: not counted"
+        )
+    return lines
 
 
 def _cut(text: str, width: int) -> str:

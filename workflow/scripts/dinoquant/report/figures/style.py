@@ -119,8 +119,8 @@ def unsupported_notes(table: pd.DataFrame) -> list[str]:
 
 
 def flagged_notes(table: pd.DataFrame) -> list[str]:
-    """Return a sentence per kind of doubt and device that names the variants whose timing is noisy or unstable."""
-    rows = table[table["status"].isin(["noisy", "unstable"])].drop_duplicates(["device", "status", "variant"])
+    """Return a sentence per kind of doubt and device that names the variants whose timing is wide or disturbed."""
+    rows = table[table["status"].isin(["wide", "disturbed"])].drop_duplicates(["device", "status", "variant"])
     groups = rows.groupby(["status", "device"])["variant"].agg(", ".join).reset_index()
     return [f"Timing {row['status']} on {row['device']}: {row['variant']}" for row in groups.to_dict("records")]
 

@@ -1,0 +1,58 @@
+"""Verdicts on ratios whose history is known."""
+
+import numpy as np
+import pytest
+
+from dinoquant.measure import verdict
+from dinoquant.measure.verdict import Contention, judge, widened
+
+QUIET = Contention(0.0, [], 0)
+
+
+@pytest.mark.parametrize(
+    ("half", "processes", "word"),
+    [(0.03, 8, "ok"), (0.034, 1, "wide"), (0.025, 1, "ok"), (0.04, 8, "wide"), (None, 8, "wide")],
+)
+def test_a_second_run_must_confirm_what_is_ok(half: float | None, processes: int, word: str) -> None:
+    """One process does not know how others differ, which is added."""
+    result, reason = judge(np.zeros(8), half, processes, QUIET)
+    assert (result, bool(reason)) == (word, word != "ok")
+
+
+def test_rounds_that_go_on_changing_are_wide() -> None:
+    values = np.linspace(0, 0.1, 12)
+    assert judge(values, 0.01, 8, QUIET) == ("wide", "the speed-up changed by +11% over the rounds: time it again")
+
+
+def test_what_others_took_disturbs() -> None:
+    flat, load = np.zeros(8), [0.0, 0.5] * 4
+    assert judge(flat, 0.01, 8, Contention(0.0, [], 3)) == ("disturbed", "the processors were throttled 3 times")
+    assert judge(flat, 0.01, 8, Contention(0.6, load, 0))[0] == "disturbed"
+    assert judge(flat, 0.01, 8, Contention(0.25, load, 0))[0] == "ok"
+    follows = np.array([0.05 * others + 0.0005 * n for n, others in enumerate(load * 2)])
+    assert judge(follows, 0.01, 8, Contention(0.25, load * 2, 0)) == ("ok", ""), "by less than 5 %"
+    result, reason = judge(8 * follows, 0.01, 8, Contention(0.25, load * 2, 0))
+    assert (result, reason.startswith("the speed-up was +")) == ("disturbed", True)
+
+
+def test_what_other_rows_show_widens() -> None:
+    assert widened(0.03, 0.0)[0] == "ok"
+    word, reason = widened(0.03, 0.04)
+    assert (word, reason.split(":")[0]) == ("wide", "a second run may differ by 7%")
+
+
+def test_a_trend_is_told_from_noise() -> None:
+    rng = np.random.default_rng(11)
+    assert sum(verdict.trend(rng.normal(0, 0.06, 16)) is not None for _ in range(300)) <= 6, (
+        "noise was taken for a trend"
+    )
+    rising = verdict.trend(np.linspace(0, 0.1, 16) + rng.normal(0, 0.01, 16))
+    assert rising == pytest.approx(0.1, abs=0.03)
+    assert verdict.trend(np.linspace(0, 0.04, 16)) is None
+
+
+def test_a_trend_equals_scipys() -> None:
+    from scipy.stats import theilslopes
+
+    values = np.sort(np.random.default_rng(0).normal(0, 1, size=21))
+    assert verdict.trend(values) == pytest.approx(theilslopes(values).slope * 20)

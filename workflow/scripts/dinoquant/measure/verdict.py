@@ -1,0 +1,87 @@
+"""How far a speed-up can be trusted: would a second run confirm it, and did anything else on the machine move it?
+
+``ok``: a second run would find a ratio within 5 %. ``wide``: it may well find another, so that rows as close cannot be
+ranked. ``disturbed``: something beside the timing moved the ratio itself. What else the machine did, as long as it did
+it to variant and fp32 alike, is no doubt. `tests/bench/repeatability.py` prints how often that is right.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+CONFIRMED = 0.05  # a second run confirms a ratio from which its own differs by less
+# How far a process may be from the next one of the same model on a quiet machine (half a 95 % interval): timings that have
+# only one cannot know. Were it too little, `tests/bench/repeatability.py` would find ok rows that nothing confirms.
+PROCESS_HALF_WIDTH = 0.02
+# Processors that others had and the timing would have used, on average. Snakemake takes some while it waits; one busy
+# core beside two threads moved three of five ratios by 7 to 60 %.
+MOST_CONTENTION = 0.5
+# A trend is what chance would hardly make of as many rounds, and what changes the speed-up by more than this.
+TREND_Z = 2.58  # p = 0.01
+TREND_SIZE = 0.05
+
+Verdict = tuple[str, str]  # the word, and why; no reason is given for ok
+
+
+@dataclass(frozen=True)
+class Contention:
+    """What others took from a timing: processors on average, processors by round (or nothing), throttlings."""
+
+    mean: float
+    by_round: Sequence[float]
+    throttles: int
+
+
+def judge(log_ratios: NDArray[np.float64], half: float | None, processes: int, contention: Contention) -> Verdict:
+    """Return the verdict on the rounds of one timing.
+
+    Args:
+        log_ratios: logarithms of the speed-up, by round, in the order of time.
+        half: half width of the speed-up's interval, as a fraction; None without an interval.
+        processes: how many processes made the rounds.
+        contention: what others did meanwhile.
+    """
+    if contention.throttles:
+        return "disturbed", f"the processors were throttled {contention.throttles} times"
+    if contention.mean > MOST_CONTENTION:
+        return "disturbed", f"others had {contention.mean:.1f} of the processors that it needs"
+    if contention.by_round and (change := trend(log_ratios[np.argsort(contention.by_round, kind="stable")])):
+        return "disturbed", f"the speed-up was {np.expm1(change):+.0%} where others had most of the processors"
+    if change := trend(log_ratios):
+        return "wide", f"the speed-up changed by {np.expm1(change):+.0%} over the rounds: time it again"
+    if half is None:
+        return "wide", "too few rounds for an interval: raise latency.rounds"
+    return widened(half, PROCESS_HALF_WIDTH if processes == 1 else 0.0)
+
+
+def widened(half: float, more: float) -> Verdict:
+    """Return the verdict on a speed-up with this half width, where ``more`` may also separate two runs.
+
+    Both are fractions of the speed-up. The difference of two runs varies by the square root of two as much as either.
+    """
+    off = float(np.sqrt(2) * np.hypot(half, more))
+    if off <= CONFIRMED:
+        return "ok", ""
+    return (
+        "wide",
+        f"a second run may differ by {off:.0%}: raise latency.rounds and latency.processes",
+    )
+
+
+def trend(values: NDArray[np.float64]) -> float | None:
+    """Return how much ``values`` change from the first to the last, if that is sure and more than `TREND_SIZE`.
+
+    By the Theil-Sen slope (Sen, "Estimates of the regression coefficient based on Kendall's tau", 1968) and the
+    standard score of Mann's rank test against trend (1945). A few lines of NumPy, as `scipy.stats` takes more than a
+    second to import.
+    """
+    n = len(values)
+    if n < 2:
+        return None
+    early, late = np.triu_indices(n, 1)
+    rises = values[late] - values[early]
+    change = float(np.median(rises / (late - early))) * (n - 1)
+    z = float(np.sign(rises).sum() / np.sqrt(n * (n - 1) * (2 * n + 5) / 18))
+    return change if abs(change) > TREND_SIZE and abs(z) > TREND_Z else None
