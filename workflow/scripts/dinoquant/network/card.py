@@ -28,6 +28,7 @@ class Card(TypedDict):
     engine: str | None  # of PyTorch's `quantized::` operators, for which weights are packed on loading
     torch: NotRequired[str]  # of TorchScript files
     versions: NotRequired[dict[str, str]]  # of other runtimes' models, by library
+    exact: NotRequired[list[list[float]]]  # see `dinoquant.runtimes.backend.Converter.convert`
 
 
 def read_card(model: Path) -> Card:

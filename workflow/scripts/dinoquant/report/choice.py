@@ -79,7 +79,7 @@ class Choice:
 
 def choose(rows: Sequence[Row], budget: Budget) -> Choice:
     """Return the choice among the rows of one device at one batch size."""
-    measured = [row for row in rows if row["status"] != "unsupported"]
+    measured = [row for row in rows if row["status"] not in ("unsupported", "saturates")]
     misses = {row["variant"]: miss for row in measured if (miss := _worst_miss(row, budget))}
     within = sorted((row for row in measured if row["variant"] not in misses), key=lambda row: -known(row, "speedup"))
     return Choice(rows, measured, misses, within, _pick(within))

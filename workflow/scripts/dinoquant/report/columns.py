@@ -99,7 +99,8 @@ COLUMNS = [
     Column("cpu", Source.LATENCY, "", "", "s", "",
            "The processor of that machine."),
     Column("status", Source.SUMMARY, "", "", "s", "",
-           "ok; noisy or unstable: measured, but in doubt; unsupported: cannot run there."),
+           "ok; noisy or unstable: measured, but in doubt; saturates: its int8 sums overflow there; "
+           "unsupported: cannot run there, or only in emulation."),
     Column("reason", Source.SUMMARY, "", "", "s", "",
            "What casts doubt on the timing, or why the variant cannot run."),
     Column("latency_p50_ms", Source.LATENCY, "p50", "ms", ".2f", "lower",

@@ -16,7 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from dinoquant.files import read_json, read_rows
 from dinoquant.report.columns import COLUMNS, Row
 from dinoquant.report.figures.catalogue import CATALOGUE
-from dinoquant.report.records import Accuracy, ClassAccuracy, Facts, Timing
+from dinoquant.report.records import Accuracy, ClassAccuracy, Facts, Timing, read_timings
 from dinoquant.runtimes import BASELINE
 
 WORST_CLASSES = 10
@@ -74,7 +74,7 @@ def render_report(
     PNG in the folder `figures` beside it.
     """
     rows = read_rows(summary)
-    timings: list[Timing] = [read_json(path) for path in latency]
+    timings = read_timings(latency)
     accuracies: list[Accuracy] = [read_json(path) for path in accuracy]
     data, model = read_json(dataset), read_json(info)
     known = {name for row in rows for name, value in row.items() if value}

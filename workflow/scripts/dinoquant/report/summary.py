@@ -12,11 +12,12 @@ from dinoquant.errors import UserError
 from dinoquant.files import read_json, read_rows
 from dinoquant.measure.watch import slower
 from dinoquant.report.columns import COLUMNS, NAMES, Source
-from dinoquant.report.records import Timing
+from dinoquant.report.records import Refusal, Saturation, Timing
 from dinoquant.runtimes import BASELINE
 
 Paths = Iterable[str | Path]
 Record = Mapping[str, object]  # what is known of a row from one source, by column
+Cell = tuple[str, str, int]  # variant, device, batch size
 Machine = tuple[str, object, int]  # device, node, threads: timings that agree in these can be compared
 Key = TypeVar("Key", bound=tuple[object, ...])
 Result = TypeVar("Result")
@@ -46,20 +47,22 @@ def summarise(
 ) -> pd.DataFrame:
     """Return the table with the columns ``NAMES``, in the config's order of variants, devices and batch sizes.
 
-    ``audits`` and ``models`` lie in folders named after their variants. ``status`` is ``unsupported``, or the verdict
-    on the timing: ``ok``, ``noisy``, ``unstable``; ``reason`` says why where it is not ``ok``; a timing on a machine
-    that was slow all the time is ``noisy`` too, which shows only beside the others (see
-    `dinoquant.measure.watch.slower`). ``node`` and ``cpu`` say where the row was timed, beside fp32 there.
-    ``noise_floor`` is that of fp32 against itself on the row's device, at its batch size; missing where that was
-    another machine. What was not measured is missing, never 0: all measurements where a variant is
+    ``audits`` and ``models`` lie in folders named after their variants. ``status`` is ``unsupported``; ``saturates``,
+    where int8 sums spoil the features; or the verdict on the timing: ``ok``, ``noisy``, ``unstable``; ``reason`` says
+    why where it is not ``ok``; a timing on a machine that was slow all the time is ``noisy`` too, which shows only
+    beside the others (see `dinoquant.measure.watch.slower`). ``node`` and ``cpu`` say where the row was timed, beside
+    fp32 there. ``noise_floor`` is that of fp32 against itself on the row's device, at its batch size; missing where
+    that was another machine. What was not measured is missing, never 0: all measurements where a variant is
     unsupported, the accuracy of a variant that cannot run on ``accuracy.device``.
 
     Raises:
         UserError: a supported variant has no latency or footprint file.
     """
-    timings: dict[tuple[str, str, int], Timing] = {
-        (timing["variant"], timing["device"], timing["batch_size"]): timing for timing in map(read_json, latency)
-    }
+    timings: dict[Cell, Timing] = {}
+    refusals: dict[Cell, Refusal] = {}
+    for timing in map(read_json, latency):
+        results = refusals if "unsupported" in timing else timings
+        results[timing["variant"], timing["device"], timing["batch_size"]] = timing
     footprints, energies = (
         {(record["variant"], record["device"]): record for record in map(read_json, paths)}
         for paths in (footprint, energy)
@@ -76,13 +79,15 @@ def summarise(
         about = {"variant": variant, "runtime": config["runtimes"][variant], "device": device, "batch_size": batch_size}
         records: dict[Source, Record] = {Source.MODEL: sizes.get(variant, {}), Source.AUDIT: counts.get(variant, {})}
         reason = config["unsupported"].get(variant, {}).get(device)
+        if cell in refusals:
+            reason = refusals[cell]["unsupported"]
         if reason:
             records[Source.SUMMARY] = {**about, "status": "unsupported", "reason": reason}
         else:
             timing = _required(timings, cell, "latency")
             limit = shortest.get(cell)
             records |= {
-                Source.SUMMARY: {**about, **verdict(timing, fastest)},
+                Source.SUMMARY: {**about, **verdict(timing, fastest, accuracies.get(variant, {}).get("saturation"))},
                 Source.LATENCY: {**timing, **_processor(timing)},
                 Source.BASELINE_LATENCY: _noise_floor(timing, timings.get((BASELINE, device, batch_size))),
                 Source.LIMITS: {"limit_ms": limit, "over_limit": limit and timing["latency_p50_ms"] / limit},
@@ -135,12 +140,20 @@ def fastest_probes(timings: Iterable[Timing]) -> dict[Machine, float]:
     return fastest
 
 
-def verdict(timing: Timing, fastest: Mapping[Machine, float]) -> dict[str, str | None]:
-    """Return ``status`` and ``reason``: the timing's own, and what shows beside the others of the same machine."""
+def verdict(
+    timing: Timing, fastest: Mapping[Machine, float], saturation: Saturation | None = None
+) -> dict[str, str | None]:
+    """Return ``status`` and ``reason``: the timing's own, and what shows beside the others of the same machine.
+
+    Features that the processor has spoilt outweigh what may be wrong with the timing.
+    """
     machine, probe = _probe(timing)
     status, reason = timing["verdict"], timing["verdict_reason"] or None
     if slow := probe and slower(probe, fastest[machine]):
         status, reason = "noisy", f"{slow}; {reason}" if reason else slow
+    if saturation and saturation["saturates"]:
+        spoilt = f"int8 sums overflow on this processor: cosine {saturation['cosine']:.4f} to exact ones"
+        status, reason = "saturates", f"{spoilt}; {reason}" if reason else spoilt
     return {"status": status, "reason": reason}
 
 

@@ -11,14 +11,14 @@ from dinoquant.report.columns import COLUMNS, Row
 WIDTH = 120
 LONGEST_NAME = 30
 SHOWN = [column for column in COLUMNS if column.short]
-MARKS = {"ok": " ", "noisy": "~", "unstable": "!"}  # behind the speed-up; a footnote has the reason
+MARKS = {"ok": " ", "noisy": "~", "unstable": "!", "saturates": "#"}  # behind the speed-up; a footnote has the reason
 
 
 def render(csv_path: str | Path) -> str:
     """Return the table as lines of at most 120 characters, one per row of the summary, in its order.
 
     An unsupported variant has its reason in the place of the measurements. Below stands a line for each row whose
-    timing is noisy or unstable, with the reason.
+    timing is noisy or unstable, or whose int8 sums saturate, with the reason.
     """
     rows = read_rows(csv_path)
     flagged = [row for row in rows if row["status"] in MARKS and row["status"] != "ok"]
@@ -57,7 +57,8 @@ def _cells(row: Row, marked: bool) -> list[str]:
 
 def _footnote(row: Row) -> str:
     mark = MARKS[row["status"]]
-    return f"{mark} {row['variant']} on {row['device']}, batch {row['batch_size']}, is {row['status']}: {row['reason']}"
+    status = row["status"] if row["status"] == "saturates" else f"is {row['status']}"
+    return f"{mark} {row['variant']} on {row['device']}, batch {row['batch_size']}, {status}: {row['reason']}"
 
 
 def _cut(text: str, width: int) -> str:
