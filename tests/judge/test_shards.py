@@ -74,8 +74,11 @@ def test_timings_add_up_and_name_every_machine_once(tmp_path: Path) -> None:
         "model_seconds": 2.0,
         "overhead": 0.5,
         "machines": [{"node": "a"}],
+        "unsupported": None,
+        "saturation": {"saturates": False, "cosine": 0.9999, "images": 8},
     }
-    two = {**one, "images": 4, "seconds": 2.0, "machines": [{"node": "b"}]}
+    saturation = {"saturates": True, "cosine": 0.9, "images": 8}
+    two = {**one, "images": 4, "seconds": 2.0, "machines": [{"node": "b"}], "saturation": saturation}
     files = []
     for n, timing in enumerate([one, two, one]):
         files.append(tmp_path / f"{n}.json")
@@ -88,4 +91,20 @@ def test_timings_add_up_and_name_every_machine_once(tmp_path: Path) -> None:
         "overhead": pytest.approx(1 / 3),
         "shards": 3,
         "machines": [{"node": "a"}, {"node": "b"}],
+        "unsupported": None,
+        "saturation": saturation,
     }
+
+
+def test_one_refused_shard_is_enough(tmp_path: Path) -> None:
+    done = {"seconds": 3.0, "model_seconds": 2.0, "images": 8, "machines": [], "unsupported": None, "saturation": None}
+    refused = {**done, "seconds": 0.0, "model_seconds": 0.0, "images": 0, "unsupported": "emulated"}
+    files, timings = [], []
+    for n, (timing, images) in enumerate([(done, 23), (refused, 0)]):
+        timings.append(tmp_path / f"{n}.json")
+        timings[-1].write_text(json.dumps(timing))
+        files.append(tmp_path / f"{n}.npz")
+        np.savez(files[-1], bank=np.zeros((images, 5), np.float32), query=np.zeros((0, 5), np.float32))
+    assert gather_timings(timings)["unsupported"] == "emulated"
+    assert gather_timings(timings[1:])["overhead"] is None
+    assert {split: len(rows) for split, rows in gather(files, SPLITS, partly=True).items()} == {"bank": 0, "query": 0}

@@ -266,6 +266,14 @@ def test_front_leaves_out_what_is_beaten() -> None:
     assert front(points) == ["fast", "best"]
 
 
+def test_what_saturates_is_not_picked_however_fast() -> None:
+    spoilt = row("spoilt", 9, 0.9999, 5, status="saturates", reason="int8 sums overflow on this processor")
+    found = on_cpu(FP32, spoilt)
+    assert found["pick"] == "fp32"
+    assert found["rejected"]["spoilt"] == "int8 sums overflow on this processor"
+    assert "spoilt" not in found["fronts"]["speed"]
+
+
 def test_links_lead_to_the_artifact_and_to_what_belongs_to_it(tmp_path: Path) -> None:
     for variant, files in {"a": ["model.pt"], "b": ["model.xml", "model.bin"]}.items():
         for file in files:

@@ -210,3 +210,29 @@ def test_missing_is_empty_in_the_file_and_counts_are_whole(samples: Samples, tmp
     assert row["speedup_ci_low"] == ""
     assert row["reason"] == ""
     assert (row["threads"], row["quantized_modules"], row["latency_p50_ms"]) == ("2", "49", "18")
+
+
+def edit(path: Path, **entries: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **entries}))
+
+
+def test_a_row_refused_where_its_job_ran_is_unsupported(samples: Samples) -> None:
+    path = next(path for path in map(Path, samples.latency) if path.match("cuda/bf16/batch16.json"))
+    known = json.loads(path.read_text())
+    refusal = {key: known[key] for key in ("variant", "device", "batch_size", "threads", "machine")}
+    path.write_text(json.dumps({**refusal, "unsupported": "would be emulated"}))
+    row = _row(_table(samples), "bf16", "cuda", 16)
+    assert (row["status"], row["reason"]) == ("unsupported", "would be emulated")
+    assert row[[*MEASURED, *ACCURACY, "threads"]].isna().all()
+    assert _row(_table(samples), "bf16", "cuda", 1)["status"] == "ok"
+
+
+def test_features_that_saturate_outweigh_the_timing(samples: Samples) -> None:
+    path = next(path for path in map(Path, samples.accuracy) if path.stem == "int8-static")
+    edit(path, saturation={"saturates": False, "cosine": 0.9999, "images": 8})
+    assert _row(_table(samples), "int8-static", "cpu")["status"] != "saturates"
+    edit(path, saturation={"saturates": True, "cosine": 0.91234, "images": 8})
+    row = _row(_table(samples), "int8-static", "cpu")
+    assert row["status"] == "saturates"
+    assert row["reason"].startswith("int8 sums overflow on this processor: cosine 0.9123 to exact ones")
+    assert row["latency_p50_ms"] > 0

@@ -25,9 +25,9 @@ from dinoquant.network.export import export
 from dinoquant.recipes.base import Quantized
 from dinoquant.recipes.int8.processor import int8_is_exact
 from dinoquant.runtimes import footprint, inductor, onnx_file, remote
-from dinoquant.runtimes.convert import int8_saturates
 from dinoquant.runtimes.opened import open_model
 from dinoquant.runtimes.remote import Remote
+from dinoquant.runtimes.saturation import Saturation, check
 from dinoquant.runtimes.worker import receive, send, serve
 
 ARCHITECTURE, SIZE = "test_vit.r160_in1k", 160
@@ -190,6 +190,7 @@ def test_torchscript_is_opened_like_any_other(network: Any, tmp_path: Path) -> N
         model.ready(images)
         assert 0 < model.time() < 60_000
         assert (model.card["variant"], model.runtime) == ("fp32", {"name": "torchscript"})
+        assert check(model, images) is None
     torch.set_num_threads(threads)
     measured = footprint.measure(path, "cpu", threads=1)
     assert measured["size_mb"] == path.stat().st_size / 1e6
@@ -209,6 +210,43 @@ def test_footprint_is_that_of_the_model_alone(onnx: Path, tmp_path: Path) -> Non
 
 
 needs_compiler = pytest.mark.skipif(bool(runtimes.missing("inductor")), reason=str(runtimes.missing("inductor")))
+
+
+@needs_peers
+@pytest.mark.parametrize(
+    ("runtime", "recipe", "options"),
+    [
+        ("onnxruntime", "int8-static", {}),
+        ("onnxruntime", "int8-dynamic", {"weights": "per-channel"}),
+        ("openvino", "int8-nncf", {"rest": "fp32"}),
+    ],
+)
+def test_peers_do_not_saturate_with_vnni(
+    onnx: Path, tmp_path: Path, runtime: str, recipe: str, options: dict[str, str]
+) -> None:
+    if not int8_is_exact(portable=False):
+        pytest.skip("int8 sums saturate on this processor")
+    assert 0.9995 < checked(converted(onnx, tmp_path, runtime, recipe, **options))["cosine"] < 1 + 1e-6
+
+
+@needs_peers
+@pytest.mark.parametrize("cap", ["AVX512_CORE", "AVX2"])
+def test_saturation_is_seen(onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap: str) -> None:
+    """OpenVINO multiplies by oneDNN, which can be told to do without VNNI; ONNX Runtime cannot."""
+    path = converted(onnx, tmp_path, "openvino", "int8-nncf", rest="fp32")
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", cap)
+    found = checked(path)
+    assert found["saturates"]
+    assert 0.5 < found["cosine"] < 0.999
+
+
+def checked(path: Path) -> Saturation:
+    images = torch.randn(4, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
+    with open_model(path, "cpu", threads=1, batch_size=6) as model:
+        saturation = check(model, images)
+    assert saturation
+    assert saturation["images"] == 4
+    return saturation
 
 
 def test_inductor_int8_takes_any_batch_size() -> None:
@@ -233,12 +271,17 @@ def test_inductor_compiles_a_package_for_any_batch_size(tmp_path: Path, monkeypa
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 4 * 4, 16)).eval()
     images = torch.randn(4, 3, 4, 4, generator=torch.Generator().manual_seed(2))
     path = tmp_path / "model.pt2"
-    inductor.compile_package(network, path, "int8-pt2e", 4, images.numpy())
-    card = {"variant": "x", "runtime": "inductor", "recipe": "int8-pt2e", "options": {}, "image_size": 4}
+    exact = inductor.compile_package(network, path, "int8-pt2e", 4, images.numpy())
+    assert exact is not None
+    card: dict[str, Any] = {"variant": "x", "runtime": "inductor", "recipe": "int8-pt2e", "options": {}}
+    card |= {"image_size": 4, "exact": exact.tolist()}
     write_json(tmp_path / "card.json", card)
     with open_model(path, "cpu", threads=1, batch_size=4) as model, torch.no_grad():
         require_quantized("int8-pt2e", model(images), network(images))
         assert model(images[:1]).shape == (1, 16)
+        saturation = check(model, images)
+    assert saturation
+    assert saturation["saturates"] != int8_is_exact(portable=False)
 
 
 def require_quantized(recipe: str, features: torch.Tensor, expected: torch.Tensor) -> None:
@@ -252,10 +295,3 @@ def require_quantized(recipe: str, features: torch.Tensor, expected: torch.Tenso
         assert deviation < 0.2
     else:
         warnings.warn(f"int8 sums saturate on this processor: {recipe} is {deviation:.2f} away", stacklevel=2)
-
-
-@pytest.mark.parametrize(
-    ("instruction_sets", "expected"), [(["avx2"], True), (["avx2", "avx512_vnni"], False), (["asimddp"], False)]
-)
-def test_int8_saturates_on_x86_without_vnni(instruction_sets: list[str], expected: bool) -> None:
-    assert int8_saturates(instruction_sets) == expected

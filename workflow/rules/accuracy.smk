@@ -67,6 +67,7 @@ if SHARDS > 1:
 rule evaluate_accuracy:
     input:
         features="results/features/{variant}.npz",
+        extraction="results/features/{variant}.json",
         fp32="results/features/fp32.npz",
         manifest="results/data/manifest.csv",
         code=code("evaluate_accuracy"),
@@ -89,6 +90,7 @@ rule evaluate_accuracy:
 rule evaluate_probe:
     input:
         features="results/features/{variant}.npz",
+        extraction="results/features/{variant}.json",
         fp32=lambda wildcards: [] if wildcards.variant == "fp32" else "results/probe/fp32.json",
         manifest="results/data/manifest.csv",
         code=code("evaluate_probe"),

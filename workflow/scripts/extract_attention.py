@@ -1,5 +1,6 @@
 """Extract the attention maps of a few query images from one variant's own file."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dinoquant.data.manifest import evenly_spaced, read_split
@@ -18,6 +19,7 @@ if __name__ == "__main__":
         from dinoquant.judge.attention import NoAttentionError, central_square, cls_attention
         from dinoquant.judge.features import prepared
         from dinoquant.network.export import load
+        from dinoquant.runtimes.emulation import emulated
 
         config, variant = snakemake.params.config, snakemake.wildcards.variant
         require_device(config["device"])
@@ -28,8 +30,10 @@ if __name__ == "__main__":
         chosen = queries[evenly_spaced(len(queries), config["images"])]
         arrays = {"images": central_square(images[chosen])}
         with span("extract"):
-            model = load(snakemake.input.model, config["device"])
             try:
+                if emulation := emulated(Path(snakemake.input.model), config["device"]):
+                    raise NoAttentionError(emulation)
+                model = load(snakemake.input.model, config["device"])
                 arrays["maps"] = cls_attention(model, prepared(images, chosen, 1, info, config["device"]), info)
             except NoAttentionError as error:
                 log.warning("No attention maps of %s: %s", variant, error)

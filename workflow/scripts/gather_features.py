@@ -16,6 +16,7 @@ if __name__ == "__main__":
         from dinoquant.judge.shards import gather, gather_timings
 
         splits = {split: read_split(snakemake.input.manifest, split)[0] for split in ("bank", "query")}
+        timing = gather_timings(snakemake.input.timing)
         with span("gather"), atomic(snakemake.output.features) as partial:
-            np.savez(partial, **gather(snakemake.input.features, splits))
-        write_json(snakemake.output.timing, gather_timings(snakemake.input.timing))
+            np.savez(partial, **gather(snakemake.input.features, splits, partly=timing["unsupported"] is not None))
+        write_json(snakemake.output.timing, timing)

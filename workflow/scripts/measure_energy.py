@@ -7,6 +7,7 @@ from dinoquant.files import write_json
 from dinoquant.job import job, log, span
 from dinoquant.machine import describe, require_device, resolve_threads
 from dinoquant.measure.energy import Meter, Unreadable, find_meter, measure, unmeasured
+from dinoquant.runtimes.emulation import emulated
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -34,7 +35,10 @@ if __name__ == "__main__":
     with job(snakemake):
         wildcards, config = snakemake.wildcards, snakemake.params.config
         try:
-            result = measured(find_meter(wildcards.device), Path(snakemake.input.model), wildcards.device, config)
+            meter, model = find_meter(wildcards.device), Path(snakemake.input.model)
+            if emulation := emulated(model, wildcards.device):
+                raise Unreadable(emulation)
+            result = measured(meter, model, wildcards.device, config)
         except Unreadable as reason:
             log.debug("no energy: %s", reason)
             result = unmeasured(str(reason))

@@ -1,16 +1,32 @@
 """Time one variant beside fp32, on one device and at one batch size."""
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from dinoquant.files import write_json
 from dinoquant.job import job, record_span
-from dinoquant.machine import compute_threads, resolve_threads
+from dinoquant.machine import compute_threads, describe, resolve_threads
 from dinoquant.measure.intervals import combine, noise_floor
 from dinoquant.measure.process import Request, in_process, repeat
 from dinoquant.measure.rounds import TimingProtocol
+from dinoquant.runtimes.emulation import emulated
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
+
+
+def timed(request: Request, baseline: bool) -> dict[str, Any]:
+    """Return the result of all processes; ``baseline``: with the noise floor, as the variant is fp32 itself."""
+    parts = repeat(lambda process, counts: in_process(request, process, counts), request.protocol)
+    for part in parts:
+        record_span("measure", part["started"], part["finished"])
+    idle = compute_threads() - (request.threads if request.device == "cpu" else 1)  # a GPU is fed by one
+    result = combine(parts, batch_size=request.batch_size, protocol=request.protocol, idle=idle)
+    if baseline:
+        result["noise_floor"] = noise_floor(result)
+    same = {name: parts[0][name] for name in ("engine", "runtime", "fixed", "machine", "started")}
+    return {**same, **result, "finished": parts[-1]["finished"]}
+
 
 if __name__ == "__main__":
     with job(snakemake):
@@ -20,13 +36,8 @@ if __name__ == "__main__":
         threads = resolve_threads(config["threads"], f"latency.{key}")
         protocol = TimingProtocol(**config["protocol"])
         request = Request(snakemake.input.model, snakemake.input.fp32, device, threads, batch_size, protocol)
-        parts = repeat(lambda process, counts: in_process(request, process, counts), protocol)
-        for part in parts:
-            record_span("measure", part["started"], part["finished"])
-        idle = compute_threads() - (threads if device == "cpu" else 1)  # a GPU is fed by one
-        result = combine(parts, batch_size=batch_size, protocol=protocol, idle=idle)
-        if variant == "fp32":
-            result["noise_floor"] = noise_floor(result)
-        identity = {"variant": variant, "device": device, "threads": threads}
-        same = {name: parts[0][name] for name in ("engine", "runtime", "fixed", "machine", "started")}
-        write_json(snakemake.output.json, {**identity, **same, **result, "finished": parts[-1]["finished"]})
+        if reason := emulated(Path(request.model), device):
+            result = {"batch_size": batch_size, "unsupported": reason, "machine": describe()}
+        else:
+            result = timed(request, baseline=variant == "fp32")
+        write_json(snakemake.output.json, {"variant": variant, "device": device, "threads": threads, **result})

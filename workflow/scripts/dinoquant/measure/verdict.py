@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 CONFIRMED = 0.05  # a second run confirms a ratio from which its own differs by less
-# How far a process may be from the next one of the same model on a quiet machine (half a 95 % interval): timings that have
-# only one cannot know. Were it too little, `tests/bench/repeatability.py` would find ok rows that nothing confirms.
+# How far a process may be from the next one of the same model on a quiet machine (half a 95 % interval): timings that
+# have only one cannot know. Were it too little, `tests/bench/repeatability.py` would find ok rows that none confirms.
 PROCESS_HALF_WIDTH = 0.02
 # Processors that others had and the timing would have used, on average. Snakemake takes some while it waits; one busy
 # core beside two threads moved three of five ratios by 7 to 60 %.

@@ -30,6 +30,7 @@ class Card(TypedDict):
     torch: NotRequired[str]  # of TorchScript files
     operators: NotRequired[list[str]]  # outside `aten::`, that a TorchScript file takes; not every build has them
     versions: NotRequired[dict[str, str]]  # of other runtimes' models, by library
+    exact: NotRequired[list[list[float]]]  # see `dinoquant.runtimes.backend.Converter.convert`
 
 
 def read_card(model: Path) -> Card:

@@ -49,7 +49,7 @@ def _packed(mlp: SwiGLU) -> GluMlp:
 
 
 def _fuse(attention: Any) -> None:
-    """Make queries, keys and values by one Linear, unless heads share keys and values, of which there are fewer then."""
+    """Make queries, keys and values by one Linear, unless heads share keys and values, which are fewer then."""
     if attention.qkv is None and getattr(attention, "num_kv_groups", 1) == 1:
         attention.qkv = joined(attention.q_proj, attention.k_proj, attention.v_proj)
         attention.q_proj = attention.k_proj = attention.v_proj = None

@@ -135,8 +135,8 @@ def require_converted(model: nn.Module, asked: Collection[str], became: Mapping[
             found = f"the {len(present)} there stayed float32 ({', '.join(present[:3])})" if present else "it has none"
             raise UserError(
                 f"modules lists {kind}, but no {kind} of this model was quantized: {found}. "
-                f"Remove {kind} from the variant's modules: its name would promise what the model does not hold. A model "
-                "without any Linear takes bf16 instead."
+                f"Remove {kind} from the variant's modules: its name would promise what the model does not hold. A "
+                "model without any Linear takes bf16 instead."
             )
 
 

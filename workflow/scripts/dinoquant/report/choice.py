@@ -117,7 +117,7 @@ class Choice:
 
 def choose(rows: Sequence[Row], budget: Budget) -> Choice:
     """Return the choice among the rows of one device at one batch size."""
-    measured = [row for row in rows if row["status"] != "unsupported"]
+    measured = [row for row in rows if row["status"] not in ("unsupported", "saturates")]
     if without_labels(measured):
         budget = {**budget, KNN: None}
     misses = {row["variant"]: its for row in measured if (its := _misses(row, budget))}

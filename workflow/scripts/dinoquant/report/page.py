@@ -18,7 +18,7 @@ from dinoquant.report.choice import ABOUT_ACCURACY
 from dinoquant.report.columns import COLUMNS, Row
 from dinoquant.report.figures.catalogue import CATALOGUE
 from dinoquant.report.recommend import Recommendation
-from dinoquant.report.records import Accuracy, ClassAccuracy, Facts, Timing
+from dinoquant.report.records import Accuracy, ClassAccuracy, Facts, Timing, read_timings
 from dinoquant.report.table import machine_lines
 from dinoquant.runtimes import BASELINE
 
@@ -77,7 +77,7 @@ def render_report(
     PNG in the folder `figures` beside it.
     """
     rows = read_rows(summary)
-    timings: list[Timing] = [read_json(path) for path in latency]
+    timings = read_timings(latency)
     accuracies: list[Accuracy] = [read_json(path) for path in accuracy]
     data, model = read_json(dataset), read_json(info)
     known = {name for row in rows for name, value in row.items() if value}

@@ -148,6 +148,8 @@ def _against(row: Row, choice: Choice) -> str | None:
     """Return why ``row`` was not picked; None if it was."""
     if row["status"] == "unsupported":
         return f"does not run here: {row['reason']}"
+    if row["status"] == "saturates":
+        return row["reason"]
     if row["variant"] in choice.misses:
         return _missed(choice.misses[row["variant"]][0])
     if choice.pick is None or row is choice.pick:

@@ -4,8 +4,11 @@ Written down here rather than imported from those stages: a change of how someth
 or a page stale that shows the same file.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import NotRequired, TypedDict
+
+from dinoquant.files import read_json
 
 Facts = Mapping[str, object]  # by name, for printing
 
@@ -54,6 +57,24 @@ class Timing(TypedDict):
     machine: Facts
 
 
+class Refusal(TypedDict):
+    """The same file where the machine would have emulated the variant's precision, and timed nothing."""
+
+    variant: str
+    device: str
+    batch_size: int
+    threads: int
+    unsupported: str  # the reason
+    machine: Facts
+
+
+class Saturation(TypedDict):
+    """How far int8 features are from those that the same integers give exactly."""
+
+    saturates: bool
+    cosine: float
+
+
 class Peaks(TypedDict):
     """`results/machine/{device}.json`."""
 
@@ -79,3 +100,9 @@ class Accuracy(TypedDict):
 
     variant: str
     per_class: Sequence[ClassAccuracy]  # those that lose most first
+    saturation: Saturation | None  # of int8 models of other runtimes
+
+
+def read_timings(paths: Iterable[str | Path]) -> list[Timing]:
+    """Return the timings, with all their calls; those that were refused are left out."""
+    return [record for record in map(read_json, paths) if "unsupported" not in record]

@@ -15,11 +15,12 @@ from dinoquant.files import read_json, read_rows
 from dinoquant.measure.verdict import widened
 from dinoquant.measure.watch import SLOW
 from dinoquant.report.columns import COLUMNS, NAMES, Source
-from dinoquant.report.records import Timing
+from dinoquant.report.records import Refusal, Saturation, Timing
 from dinoquant.runtimes import BASELINE
 
 Paths = Iterable[str | Path]
 Record = Mapping[str, object]  # what is known of a row from one source, by column
+Cell = tuple[str, str, int]  # variant, device, batch size
 Machine = tuple[str, object, int]  # device, node, threads: timings that agree in these can be compared
 Key = TypeVar("Key", bound=tuple[object, ...])
 Result = TypeVar("Result")
@@ -49,19 +50,22 @@ def summarise(
 ) -> pd.DataFrame:
     """Return the table with the columns ``NAMES``, in the config's order of variants, devices and batch sizes.
 
-    ``audits`` and ``models`` lie in folders named after their variants. ``status`` is ``unsupported``, or the verdict
-    on the timing: ``ok``, ``wide``, ``disturbed`` (see `verdict`); ``reason`` says why where it is not ``ok``. ``node``
-    and ``cpu`` say where the row was timed, beside fp32 there, and the columns behind them what else was done there.
-    ``noise_floor`` is that of fp32 against itself on the row's device, at its batch size; missing where that was
-    another machine. What was not measured is missing, never 0: all measurements where a variant is
+    ``audits`` and ``models`` lie in folders named after their variants. ``status`` is ``unsupported``; ``saturates``,
+    where int8 sums spoil the features; or the verdict on the timing: ``ok``, ``wide``, ``disturbed`` (see `verdict`);
+    ``reason`` says why where it is not ``ok``. ``node`` and ``cpu`` say where the row was timed, beside fp32 there, and
+    the columns behind them what else was done there. ``noise_floor`` is that of fp32 against itself on the row's
+    device, at its batch size; missing where that was another machine. What was not measured is missing, never 0: all
+    measurements where a variant is
     unsupported, the accuracy of a variant that cannot run on ``accuracy.device``.
 
     Raises:
         UserError: a supported variant has no latency or footprint file.
     """
-    timings: dict[tuple[str, str, int], Timing] = {
-        (timing["variant"], timing["device"], timing["batch_size"]): timing for timing in map(read_json, latency)
-    }
+    timings: dict[Cell, Timing] = {}
+    refusals: dict[Cell, Refusal] = {}
+    for timing in map(read_json, latency):
+        results = refusals if "unsupported" in timing else timings
+        results[timing["variant"], timing["device"], timing["batch_size"]] = timing
     footprints, energies = (
         {(record["variant"], record["device"]): record for record in map(read_json, paths)}
         for paths in (footprint, energy)
@@ -78,13 +82,15 @@ def summarise(
         about = {"variant": variant, "runtime": config["runtimes"][variant], "device": device, "batch_size": batch_size}
         records: dict[Source, Record] = {Source.MODEL: sizes.get(variant, {}), Source.AUDIT: counts.get(variant, {})}
         reason = config["unsupported"].get(variant, {}).get(device)
+        if cell in refusals:
+            reason = refusals[cell]["unsupported"]
         if reason:
             records[Source.SUMMARY] = {**about, "status": "unsupported", "reason": reason}
         else:
             timing = _required(timings, cell, "latency")
             limit = shortest.get(cell)
             records |= {
-                Source.SUMMARY: {**about, **verdict(timing, states)},
+                Source.SUMMARY: {**about, **verdict(timing, states, accuracies.get(variant, {}).get("saturation"))},
                 Source.LATENCY: {**timing, **_processor(timing), **_others(timing)},
                 Source.BASELINE_LATENCY: _noise_floor(timing, timings.get((BASELINE, device, batch_size))),
                 Source.LIMITS: {"limit_ms": limit, "over_limit": limit and timing["latency_p50_ms"] / limit},
@@ -167,12 +173,19 @@ def machine_states(timings: Iterable[Timing]) -> dict[Machine, MachineStates]:
     return states
 
 
-def verdict(timing: Timing, states: Mapping[Machine, MachineStates]) -> dict[str, str | None]:
+def verdict(
+    timing: Timing, states: Mapping[Machine, MachineStates], saturation: Saturation | None = None
+) -> dict[str, str | None]:
     """Return ``status`` and ``reason``: the timing's own verdict, unless what the others show of the machine widens it.
+
+    Features that the processor has spoilt outweigh what may be wrong with the timing.
 
     A control that is not 1 says by how much speed-ups of this run may be wrong; rounds that were set aside say what
     slow ones do to them, which concerns a timing that was slow from end to end: it looks well by itself.
     """
+    if saturation and saturation["saturates"]:
+        spoilt = f"int8 sums overflow on this processor: cosine {saturation['cosine']:.4f} to exact ones"
+        return {"status": "saturates", "reason": spoilt}
     state, status, reason = states[_machine(timing)], timing["verdict"], timing["verdict_reason"]
     if status == "ok" and (half := _half_width(timing)) is not None:
         probe, more = timing.get("probe_ms"), state.miss

@@ -12,10 +12,11 @@ from dinoquant.report.columns import COLUMNS, Row, number
 WIDTH = 120
 LONGEST_NAME = 30
 SHOWN = [column for column in COLUMNS if column.short]
-MARKS = {"ok": " ", "wide": "~", "disturbed": "!"}  # behind the speed-up
+MARKS = {"ok": " ", "wide": "~", "disturbed": "!", "saturates": "#"}  # behind the speed-up
 MEANINGS = {
     "wide": "a second run may differ by more than 5 %: raise latency.rounds and latency.processes",
     "disturbed": "something else moved the speed-up: delete its file in results/latency and run again",
+    "saturates": "its int8 sums overflow on this processor, which spoils the features: not recommended",
 }
 
 

@@ -12,6 +12,7 @@ from dinoquant.network.card import Card
 
 Array = NDArray[np.float32]
 Run = Callable[[Array], Array]  # float32 [B, 3, S, S] -> float32 [B, D], both on the host
+CHECKED_IMAGES = 8  # on which the features of an int8 model are compared with exact ones
 
 
 class Backend(Protocol):
@@ -24,10 +25,18 @@ class Backend(Protocol):
 class Converter(Backend, Protocol):
     """A runtime that makes its own models; those in TorchScript are made by the recipes."""
 
-    def convert(self, source: Path, target: Path, card: Card, images: Array | None) -> None:
+    def convert(self, source: Path, target: Path, card: Card, images: Array | None) -> Array | None:
         """Make the model that ``card`` describes out of the float32 model's file ``source`` (`Runtime.source`).
 
-        ``images`` are for the calibration: float32 ``[N, 3, S, S]``, normalised; None for recipes without.
+        ``images`` are for the calibration: float32 ``[N, 3, S, S]``, normalised; None for recipes without. Returns what
+        the card must keep for `exact`: the exact features of the first `CHECKED_IMAGES`, from a runtime that hides the
+        integers of a finished model.
+        """
+
+    def exact(self, model: Path, card: Card, images: Array) -> Array:
+        """Return the features that an int8 model's integers give where no sum of products saturates.
+
+        ``images`` are the first of those for the calibration, if the recipe takes any.
         """
 
 

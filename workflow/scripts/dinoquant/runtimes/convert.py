@@ -3,16 +3,16 @@
 import logging
 import shutil
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from dinoquant.files import atomic, write_json
-from dinoquant.machine import describe
 from dinoquant.network.card import BESIDE, Card, read_card
 from dinoquant.network.export import TOLERANCE_FLOAT32, TOLERANCE_REDUCED, require_close
 from dinoquant.runtimes import files
 from dinoquant.runtimes.backend import Array
+from dinoquant.runtimes.emulation import emulated
 from dinoquant.runtimes.opened import open_model
 from dinoquant.runtimes.remote import Remote
 from dinoquant.runtimes.torchscript import random_images
@@ -21,8 +21,6 @@ log = logging.getLogger("dinoquant")
 
 PARTIAL = ".partial-"
 BATCHES = (1, 16)
-# With one of these, x86 adds the products of unsigned and signed bytes in 32 bits; without, pairs of them in 16.
-EXACT_INT8 = {"avx_vnni", "avx512_vnni", "amx_int8"}
 # Relative to the largest feature. What int8 does to features is for the accuracy to say, not for this.
 TOLERANCES = {"fp32": TOLERANCE_FLOAT32, "bf16": TOLERANCE_REDUCED}
 
@@ -67,7 +65,9 @@ def convert(
         made = Path(folder) / target.name
         with Remote(options["runtime"], threads) as process:
             card["versions"] = process.about()
-            process.ask("convert", images, source=str(source.resolve()), target=str(made), card=card)
+            _, exact = process.ask("convert", images, source=str(source.resolve()), target=str(made), card=card)
+        if exact is not None:
+            card["exact"] = exact.tolist()
         write_json(made.with_name(BESIDE), card)
         require_alike(made, fp32, threads)
         for file in (*reversed(files(made)), made.with_name(BESIDE)):
@@ -79,9 +79,12 @@ def require_alike(model: Path, fp32: Path, threads: int) -> None:
     """Run ``model`` at batch sizes 1 and 16 beside the TorchScript file ``fp32``, on random images.
 
     Raises RuntimeError if it yields anything but a finite feature vector for each image, or if a float model's features
-    differ from fp32's by more than rounding.
+    differ from fp32's by more than rounding. Does not run it where its precision would be emulated.
     """
     card = read_card(model)
+    if reason := emulated(model, "cpu"):
+        log.warning("%s was made but not run: %s", card["variant"], reason)
+        return
     images = random_images(max(BATCHES), card["image_size"], "cpu", seed=0)
     for batch_size in BATCHES:
         batch = images[:batch_size]
@@ -95,16 +98,4 @@ def require_alike(model: Path, fp32: Path, threads: int) -> None:
         if card["recipe"] in TOLERANCES:
             require_close(features, expected, TOLERANCES[card["recipe"]], f"{card['variant']} and fp32")
         deviation = float((features - expected).abs().max() / expected.abs().max())
-        if card["recipe"] not in TOLERANCES and int8_saturates(describe()["instruction_sets"] or ()):
-            log.warning(
-                "%s: int8 sums may saturate on this processor, which has no VNNI: the features are up to %.2g of the "
-                "largest away from fp32's. See the accuracy before you trust them.",
-                card["variant"],
-                deviation,
-            )
         log.debug("at batch size %d, features are up to %.2g of the largest away from fp32's", batch_size, deviation)
-
-
-def int8_saturates(instruction_sets: Collection[str]) -> bool:
-    """Return whether int8 products of a processor may saturate; those of Arm do not."""
-    return "avx2" in instruction_sets and not EXACT_INT8 & set(instruction_sets)

@@ -3,6 +3,7 @@
 import warnings
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -10,7 +11,7 @@ from dinoquant.errors import UserError
 from dinoquant.network import architecture
 from dinoquant.network.card import Card
 from dinoquant.recipes import cast
-from dinoquant.runtimes.backend import Array, Converter, Run
+from dinoquant.runtimes.backend import CHECKED_IMAGES, Array, Converter, Run
 from dinoquant.runtimes.torchscript import set_up
 
 MAX_BATCH = 4096  # as in the config's schema
@@ -26,12 +27,16 @@ class Inductor:
     """Packages that are compiled for this processor and this PyTorch."""
 
     @torch.no_grad()
-    def convert(self, source: Path, target: Path, card: Card, images: Array | None) -> None:
+    def convert(self, source: Path, target: Path, card: Card, images: Array | None) -> Array | None:
         """Compile the model with the float32 weights ``source``
         (https://docs.pytorch.org/docs/stable/user_guide/torch_compiler/torch.compiler_aot_inductor.html).
         """
         network = architecture.restore(card, source)
-        compile_package(network, target, card["recipe"], card["image_size"], images)
+        return compile_package(network, target, card["recipe"], card["image_size"], images)
+
+    def exact(self, model: Path, card: Card, images: Array) -> Array:
+        """Return what the card keeps: a package holds machine code."""
+        return np.array(card["exact"][: len(images)], dtype=np.float32)
 
     def load(self, model: Path, card: Card, batch_size: int) -> Run:
         """Load a package, for any batch size."""
@@ -52,16 +57,23 @@ def prepare(threads: int, device: str) -> Converter:
 
 
 @torch.no_grad()
-def compile_package(network: nn.Module, target: Path, recipe: str, image_size: int, images: Array | None) -> None:
-    """Write ``network`` as a package, quantized if the recipe says so."""
+def compile_package(
+    network: nn.Module, target: Path, recipe: str, image_size: int, images: Array | None
+) -> Array | None:
+    """Write ``network`` as a package, quantized if the recipe says so; return the exact features then."""
     example = torch.randn(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of PyTorch about its own insides
         if recipe == "int8-pt2e":
-            program = export_graph(quantize(network, example, images), example)
+            network = quantize(network, example, images)
+            program = export_graph(network, example)
         else:
             program = export_graph(cast.quantize(network, {"recipe": recipe}, None).module, example)
         torch._inductor.aoti_compile_and_package(program, package_path=str(target), inductor_configs=OPTIONS)
+    if recipe != "int8-pt2e" or images is None:
+        return None
+    exact: Array = network(torch.from_numpy(images[:CHECKED_IMAGES])).numpy()  # in float32, operator by operator
+    return exact
 
 
 def export_graph(network: nn.Module, example: Tensor) -> torch.export.ExportedProgram:

@@ -1,7 +1,7 @@
 """ONNX Runtime: its own quantization tools, and its sessions on the CPU. Runs in the peers' environment."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from dinoquant.errors import UserError
@@ -50,8 +50,15 @@ class OnnxRuntime:
             )
         prepared.unlink()
 
+    def exact(self, model: Path, card: Card, images: Array) -> Array:
+        """Have the weights made unsigned, which ONNX Runtime multiplies in 32 bits on every processor."""
+        return self._session(model, len(images), {"session.x64quantprecision": "1"})(images)
+
     def load(self, model: Path, card: Card, batch_size: int) -> Run:
         """Open a session for exactly this batch size, which lets it plan its memory."""
+        return self._session(model, batch_size, {})
+
+    def _session(self, model: Path, batch_size: int, entries: Mapping[str, str]) -> Run:
         import onnxruntime
 
         settings = onnxruntime.SessionOptions()
@@ -61,6 +68,8 @@ class OnnxRuntime:
         settings.add_free_dimension_override_by_name("batch", batch_size)
         # Its threads spin between operators, and would go on for a while after a call: while something else is timed.
         settings.add_session_config_entry("session.force_spinning_stop", "1")
+        for key, value in entries.items():
+            settings.add_session_config_entry(key, value)
         session = onnxruntime.InferenceSession(str(model), settings, providers=["CPUExecutionProvider"])
 
         def run(images: Array) -> Array:

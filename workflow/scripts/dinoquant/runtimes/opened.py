@@ -51,14 +51,19 @@ class RemoteModel(Remote):
     """
 
     def __init__(self, path: str | Path, *, batch_size: int, threads: int, timed: bool = False) -> None:
-        self.card = read_card(Path(path))
+        self.card, self._path = read_card(Path(path)), str(path)
         super().__init__(self.card["runtime"], threads, timed=timed)
-        self.ask("load", model=str(path), card=self.card, batch_size=batch_size)
+        self.ask("load", model=self._path, card=self.card, batch_size=batch_size)
         self.runtime = {"name": self.card["runtime"], **self.about()}
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return the features."""
         _, features = self.ask("features", images.numpy())
+        return torch.from_numpy(features)
+
+    def exact(self, images: Tensor) -> Tensor:
+        """Return the features that an int8 model gives where nothing saturates (`Converter.exact`)."""
+        _, features = self.ask("exact", images.numpy(), model=self._path, card=self.card)
         return torch.from_numpy(features)
 
     def ready(self, images: Tensor) -> None:

@@ -2,10 +2,16 @@
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from dinoquant.errors import UserError
 from dinoquant.network.card import Card
 from dinoquant.runtimes.backend import Array, Converter, Run
+
+if TYPE_CHECKING:
+    import openvino
 
 PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
 
@@ -34,11 +40,30 @@ class OpenVino:
             model.reshape([-1, *images.shape[1:]])
         openvino.save_model(model, target, compress_to_fp16=False)  # by default fp32 would not be fp32
 
+    def exact(self, model: Path, card: Card, images: Array) -> Array:
+        """Compile with the integers of the weights as float32, which leaves only products of floats."""
+        import openvino
+        from openvino import opset15
+
+        network = openvino.Core().read_model(model)
+        for node in network.get_ops():
+            if node.get_type_name() != "Convert":
+                continue
+            weight = node.input_value(0).get_node()
+            if weight.get_type_name() == "Constant" and weight.get_element_type().size == 1:
+                openvino.utils.replace_node(node, opset15.constant(weight.get_data().astype(np.float32)))
+        return self._compiled(network, card, len(images))(images)
+
     def load(self, model: Path, card: Card, batch_size: int) -> Run:
         """Compile for exactly this batch size, which is when it is fastest.
 
         Raises UserError where the processor does not have the precision: OpenVINO would silently take another.
         """
+        import openvino
+
+        return self._compiled(openvino.Core().read_model(model), card, batch_size)
+
+    def _compiled(self, network: "openvino.Model", card: Card, batch_size: int) -> Run:
         import openvino
 
         asked = str(card["options"]["rest"] if card["recipe"] == "int8-nncf" else card["recipe"])
@@ -49,11 +74,9 @@ class OpenVino:
         }
         if batch_size == 1:
             properties["PERFORMANCE_HINT"] = "LATENCY"
-        core = openvino.Core()
-        network = core.read_model(model)
         size = card["image_size"]
         network.reshape([batch_size, 3, size, size])
-        compiled = core.compile_model(network, "CPU", properties)
+        compiled = openvino.Core().compile_model(network, "CPU", properties)
         precision = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         if precision != PRECISIONS[asked]:
             raise UserError(

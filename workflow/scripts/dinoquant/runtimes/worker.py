@@ -65,10 +65,9 @@ class Worker:
         versions = {library: version(library) for library in self._libraries}
         return self._threads | versions | ({"allocator": self._allocator} if self._allocator else {}), None
 
-    def convert(self, images: Array | None, source: str, target: str, card: Card) -> tuple[Message, None]:
-        """Make the model that ``card`` describes; ``images`` are for its calibration."""
-        cast(Converter, self._backend).convert(Path(source), Path(target), card, images)
-        return {}, None
+    def convert(self, images: Array | None, source: str, target: str, card: Card) -> tuple[Message, Array | None]:
+        """Make the model that ``card`` describes; ``images`` are for its calibration. Answers what `exact` needs."""
+        return {}, cast(Converter, self._backend).convert(Path(source), Path(target), card, images)
 
     def load(self, _: None, model: str, card: Card, batch_size: int) -> tuple[Message, None]:
         """Load a model for batches of ``batch_size``; what a runtime does on garbage collections is not timed."""
@@ -104,6 +103,10 @@ class Worker:
         # Not with zeros: where a scale is taken over the whole batch, these would count.
         full = np.resize(images, (self._batch_size, *images.shape[1:]))
         return {}, self._run(full)[: len(images)]
+
+    def exact(self, images: Array, model: str, card: Card) -> tuple[Message, Array]:
+        """Answer the features that an int8 model gives where nothing saturates (`Converter.exact`)."""
+        return {}, cast(Converter, self._backend).exact(Path(model), card, images)
 
 
 def serve(connection: Connection, name: str, threads: int, device: str, timed: bool) -> None:

@@ -9,7 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dinoquant.files import read_json
-from dinoquant.report.records import Peaks, Timing
+from dinoquant.report.records import Peaks, read_timings
 
 # Of one variant: "images" uint8 [N, 3, H, W], and "maps" float32 [N, heads, G, G] or the "reason" why there are none.
 Maps = Mapping[str, NDArray[np.generic]]
@@ -23,11 +23,6 @@ def read_summary(path: str | Path) -> pd.DataFrame:
 def read_limits(path: str | Path) -> pd.DataFrame:
     """Return `results/limits.csv`; names stay text."""
     return pd.read_csv(path, dtype={"variant": str})
-
-
-def read_timings(paths: Iterable[str | Path]) -> list[Timing]:
-    """Return the timings, with all their calls."""
-    return [cast(Timing, read_json(path)) for path in paths]
 
 
 def read_peaks(paths: Iterable[str | Path]) -> list[Peaks]:

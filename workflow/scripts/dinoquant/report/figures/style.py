@@ -112,10 +112,17 @@ def by_variant(table: pd.DataFrame, known: Sequence[str] = ()) -> Rows:
 
 
 def unsupported_notes(table: pd.DataFrame) -> list[str]:
-    """Return a sentence per device and reason that names the variants which do not run there."""
+    """Return a sentence per device and reason that names the variants which do not run there, or run wrong."""
     rows = table[table["status"] == "unsupported"].drop_duplicates(["device", "variant"])
     groups = rows.groupby(["device", "reason"])["variant"].agg(", ".join).reset_index()
-    return [f"Not on {row['device']}: {row['variant']} ({row['reason']})" for row in groups.to_dict("records")]
+    saturated = table[table["status"] == "saturates"].drop_duplicates(["device", "variant"])
+    return [
+        *(f"Not on {row['device']}: {row['variant']} ({row['reason']})" for row in groups.to_dict("records")),
+        *(
+            f"int8 sums overflow on {device}: {', '.join(names)}"
+            for device, names in saturated.groupby("device")["variant"]
+        ),
+    ]
 
 
 def flagged_notes(table: pd.DataFrame) -> list[str]:
