@@ -283,6 +283,7 @@ def _config(devices: list[str], batch_sizes: list[int], substitute: bool) -> dic
             "processes": 2,
             "block_seconds": 1.0,
             "warmup_seconds": 2.0,
+            "precision": 0.025,
         },
         "accuracy": {
             "device": devices[0],
