@@ -283,6 +283,7 @@ def _config(devices: list[str], batch_sizes: list[int], substitute: bool) -> dic
             "processes": 2,
             "block_seconds": 1.0,
             "warmup_seconds": 2.0,
+            "precision": 0.025,
         },
         "accuracy": {
             "device": devices[0],
@@ -326,7 +327,7 @@ def _latency(i: int, variant: str, device: str, batch: int) -> dict[str, Any]:
         "device": device,
         "batch_size": batch,
         "threads": 2,
-        "protocol": {"rounds": 10, "processes": 2, "block_seconds": 1.0, "warmup_seconds": 2.0, "confidence": 0.95},
+        "protocol": {"rounds": 10, "processes": 2, "precision": 0.025, "block_seconds": 1.0, "warmup_seconds": 2.0, "confidence": 0.95},
         "warmup": [{"variant": {"steady": True}, "fp32": {"steady": batch == 1 or variant != "bf16"}}] * 2,
         "samples": 400 if batch == 1 else 8,
         "latency_p50_ms": p50,
