@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 CONFIRMED = 0.05  # a second run confirms a ratio from which its own differs by less
 # How far a process may be from the next one of the same model on a quiet machine (half a 95 % interval): timings that
-# have only one cannot know. Were it too little, `tests/bench/repeatability.py` would find ok rows that none confirms.
+# have only one cannot know. If it is too little, `tests/bench/repeatability.py` finds ok rows that none confirms.
 PROCESS_HALF_WIDTH = 0.02
 # Processors that others had and the timing would have used, on average. Snakemake takes some while it waits; one busy
 # core beside two threads moved three of five ratios by 7 to 60 %.
@@ -44,7 +44,7 @@ def judge(log_ratios: NDArray[np.float64], half: float | None, processes: int, c
         contention: what others did meanwhile.
     """
     if contention.throttles:
-        return "disturbed", f"the processors were throttled {contention.throttles} times"
+        return "disturbed", f"the processors were throttled, or their quota used up, {contention.throttles} times"
     if contention.mean > MOST_CONTENTION:
         return "disturbed", f"others had {contention.mean:.1f} of the processors that it needs"
     if contention.by_round and (change := trend(log_ratios[np.argsort(contention.by_round, kind="stable")])):
