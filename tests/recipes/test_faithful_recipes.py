@@ -50,7 +50,7 @@ images = torch.load("images.pt")
 answers = {}
 with torch.no_grad():
     for name in sys.argv[1:]:
-        model = torch.jit.load(name)
+        model = torch.jit.load(f"{name}.pt")
         packed = [module for module in model.modules() if hasattr(module, "exact")]
         answer = answers[name] = {"features": [model(images[:count]) for count in (1, 3, 60)]}
         answer["exact"] = [module.exact for module in packed]
@@ -171,8 +171,8 @@ def test_with_one_scale_for_the_batch_it_does(network: nn.Module, images: Tensor
 @pytest.mark.parametrize("name", VARIANTS)
 def test_equal_runs_write_equal_tensors(name: str, network: nn.Module, images: Tensor, tmp_path: Path) -> None:
     for run in ("first", "second"):
-        write(quantize(network, VARIANTS[name], images[:8]), tmp_path / run, VARIANTS[name])
-    assert tensors(tmp_path / "first") == tensors(tmp_path / "second")
+        write(quantize(network, VARIANTS[name], images[:8]), tmp_path / f"{run}.pt", VARIANTS[name])
+    assert tensors(tmp_path / "first.pt") == tensors(tmp_path / "second.pt")
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -298,14 +298,14 @@ def folder(images: Tensor, tmp_path_factory: pytest.TempPathFactory) -> Path:
         weight.copy_(weight.sign() * weight.abs().mean())
     torch.save(images, folder / "images.pt")
     for name, options in FILES.items():
-        write(quantize(network, options, images[:16]), folder / name, options)
+        write(quantize(network, options, images[:16]), folder / f"{name}.pt", options)
     return folder
 
 
 @pytest.fixture(scope="module")
 def here(folder: Path, images: Tensor) -> dict[str, list[Tensor]]:
     with torch.no_grad():
-        return {name: [load(folder / name)(images[:batch]) for batch in BATCHES] for name in FILES}
+        return {name: [load(folder / f"{name}.pt")(images[:batch]) for batch in BATCHES] for name in FILES}
 
 
 def test_stock_pytorch_gives_the_same_features(folder: Path, here: dict[str, list[Tensor]]) -> None:
@@ -354,8 +354,8 @@ def test_size_of_a_vit(name: str, tmp_path: Path) -> None:
     network = architecture.seeded("vit_tiny_patch16_224", 64, 0)
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     for variant, options in (("fp32", {"recipe": "fp32"}), (name, VARIANTS[name])):
-        write(quantize(network, options, images), tmp_path / variant, options, size=64)
-    assert (tmp_path / name).stat().st_size <= 0.28 * (tmp_path / "fp32").stat().st_size
+        write(quantize(network, options, images), tmp_path / f"{variant}.pt", options, size=64)
+    assert (tmp_path / f"{name}.pt").stat().st_size <= 0.28 * (tmp_path / "fp32.pt").stat().st_size
 
 
 def read_images(archive: zipfile.ZipFile, part: str, count: int) -> Tensor:

@@ -246,7 +246,7 @@ def require_quantized(recipe: str, features: torch.Tensor, expected: torch.Tenso
     """
     deviation = float((features - expected).abs().max() / expected.abs().max())
     assert deviation > 1e-3, "nothing was quantized"
-    if int8_is_exact():
+    if int8_is_exact(portable=False):
         assert deviation < 0.2
     else:
         warnings.warn(f"int8 sums saturate on this processor: {recipe} is {deviation:.2f} away", stacklevel=2)
