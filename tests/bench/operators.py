@@ -21,7 +21,7 @@ from dinoquant.recipes import smooth
 from dinoquant.runtimes.allocator import keep_freed_memory
 
 ARCHITECTURE = "vit_small_patch16_224"
-OPTIONS = {"recipe": "int8-smooth", "attention": "bf16"}
+OPTIONS = {"recipe": "int8-smooth", "attention": "bf16", "portable": True}
 CALLS = 20
 
 

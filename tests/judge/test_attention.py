@@ -27,8 +27,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "int8-dynamic": DYNAMIC,
     "int8-static": {"recipe": "int8-static", **STATIC},
     "int8-weight-only": {"recipe": "int8-weight-only", "modules": ["Linear"]},
-    "int8-per-token": {"recipe": "int8-per-token", "attention": "bf16"},
-    "int8-smooth": {"recipe": "int8-smooth", "attention": "fp32"},
+    "int8-per-token": {"recipe": "int8-per-token", "attention": "bf16", "portable": False},
+    "int8-smooth": {"recipe": "int8-smooth", "attention": "fp32", "portable": True},
 }
 EXACT = {"fp32", "fp32-onednn"}
 

@@ -40,7 +40,7 @@ EXPECTED: dict[str, dict[str, int]] = {
 @torch.no_grad()
 def test_precisions_follow_the_audit(name: str, tmp_path: Path) -> None:
     network = tiny_vit()
-    options = {"recipe": name, "attention": "bf16", **MODULES, **MIXED}
+    options = {"recipe": name, "attention": "bf16", "portable": True, **MODULES, **MIXED}
     quantized = load_recipe(name).quantize(network, options, photographs(8, 0))
     audit.write(tmp_path / "audit.csv", network, name, quantized)
     precisions = limits.read_precisions(tmp_path / "audit.csv")

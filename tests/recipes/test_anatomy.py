@@ -21,9 +21,14 @@ from dinoquant.recipes.int8.calibration import observe
 from samples import photographs, tiny_vit
 
 OPTIONS: dict[str, dict[str, Any]] = {
-    "int8-per-token": {"attention": "bf16"},
-    "int8-smooth": {"attention": "bf16"},
-    "int8-mixed": {"default": "int8", "precisions": {"*.fc2": "int8-per-token", "*.0.*": "fp32"}, "attention": "fp32"},
+    "int8-per-token": {"attention": "bf16", "portable": False},
+    "int8-smooth": {"attention": "bf16", "portable": True},
+    "int8-mixed": {
+        "portable": True,
+        "default": "int8",
+        "precisions": {"*.fc2": "int8-per-token", "*.0.*": "fp32"},
+        "attention": "fp32",
+    },
 }
 HEADS = [
     ({}, 1),

@@ -18,7 +18,7 @@ from dinoquant.recipes.base import Quantized
 from dinoquant.recipes.int8.assemble import BF16, FP32, PER_TOKEN, STATIC
 
 SIZE = 64
-OPTIONS = {"recipe": "int8-auto", "cosine": 0.998, "knn_drop": 0.3, "attention": "bf16"}
+OPTIONS = {"recipe": "int8-auto", "cosine": 0.998, "knn_drop": 0.3, "attention": "bf16", "portable": True}
 WORST = "blocks.2.mlp.fc2"
 
 
