@@ -9,7 +9,6 @@ is computed, not how fast. Ends with status 1 if a file that should load does no
 """
 
 import argparse
-import importlib
 import json
 import os
 import subprocess
@@ -26,9 +25,9 @@ from torch.nn.functional import cosine_similarity
 
 from dinoquant.config import complete
 from dinoquant.network.export import TOLERANCE_FLOAT32, TOLERANCE_REDUCED, export
-from dinoquant.recipes import RECIPES
+from dinoquant.recipes import TORCHSCRIPT, recipes
+from dinoquant.recipes.base import load_recipe
 from dinoquant.recipes.int8.assemble import PER_TOKEN, STATIC, targets
-from dinoquant.runtimes import TORCHSCRIPT
 from samples import photographs, tiny_vit
 
 ROOT = Path(__file__).parents[2]
@@ -113,11 +112,9 @@ def make(folder: Path) -> dict[str, str]:
     ]
     torch.save(photographs(IMAGES, 2), folder / "images.pt")
     for name, options in variants().items():
-        registered = RECIPES[options["recipe"]]
-        recipe = importlib.import_module(f"dinoquant.recipes.{registered.module}")
-        measured = {"sensitivity": sensitivity} if registered.sensitivity else {}
+        measured = sensitivity if recipes()[options["recipe"]].sensitivity else ()
         (folder / name).mkdir()
-        quantized = recipe.quantize(tiny_vit(), options, calibration, **measured)
+        quantized = load_recipe(options["recipe"]).quantize(tiny_vit(), options, calibration, measured)
         export(quantized, folder / name / "model.pt", name, options, info)
     return {name: options["recipe"] for name, options in variants().items()}
 
@@ -157,13 +154,13 @@ def main() -> None:
     wrong = []
     with tempfile.TemporaryDirectory() as made:
         models = Path(made)
-        recipes = make(models)
+        recipe_of = make(models)
         for engine in options.engines.split(","):
             here = answers(models, [sys.executable], {}, engine)
             there = answers(models, command, {"PYTHONPATH": str(folder / "site")}, engine)
             print(f"\naarch64 ({options.cpu}), PyTorch {torch.__version__}, engine {engine}: path taken there, largest")
             print("deviation from x86 as a part of the largest feature, the cosine to fp32 on x86 and there")
-            for name, recipe in recipes.items():
+            for name, recipe in recipe_of.items():
                 fine, row = verdict(recipe, here[name], there[name], here["fp32"]["features"])
                 wrong += [] if fine else [name]
                 print(f"{name:26} {'  '.join(row)}{'' if fine else '  WRONG'}")

@@ -19,7 +19,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
@@ -66,15 +65,14 @@ def make(folder: Path, architecture_name: str) -> None:
 
     from dinoquant.network import architecture
     from dinoquant.network.export import export
-    from dinoquant.recipes import RECIPES
+    from dinoquant.recipes.base import load_recipe
 
     network = architecture.seeded(architecture_name, None, 0)
     info = architecture.info(network, architecture_name, "imagenet", substitute="seeded weights", dropped=[])
     torch.save(network.state_dict(), folder / "weights.pt")
     for recipe in {variant.recipe for variant in VARIANTS.values()}:
-        options = {"recipe": recipe, "attention": "bf16"}
-        module = import_module(f"dinoquant.recipes.{RECIPES[recipe].module}")
-        export(module.quantize(network, options, None), folder / f"{recipe}.pt", recipe, options, info)
+        options = {"recipe": recipe, "attention": "bf16", "portable": False}  # portable or not is about x86
+        export(load_recipe(recipe).quantize(network, options, None), folder / f"{recipe}.pt", recipe, options, info)
 
 
 def run(name: str, folder: Path, architecture_name: str, batches: list[int], device: str) -> None:
