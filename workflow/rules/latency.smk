@@ -14,6 +14,7 @@ rule measure_latency:
     conda:
         "../../envs/pipeline.yaml"
     threads: whole_machine
+    priority: 1  # before what else is ready: the console shows the fastest so far
     resources:
         gpu=lambda wildcards: int(wildcards.device == "cuda"),
     params:
