@@ -475,6 +475,7 @@ def _info(substitute: bool) -> dict[str, Any]:
     return {
         "architecture": "vit_small_patch16_224.dino",
         "image_size": 224,
+        "pooling": "token",
         "mean": [0.485, 0.456, 0.406],
         "std": [0.229, 0.224, 0.225],
         "feature_dim": 384,
