@@ -482,7 +482,6 @@ def _info(substitute: bool) -> dict[str, Any]:
         "patch_size": 16,
         "prefix_tokens": 1,
         "class_token": True,
-        "pooling": "token",
         "parameters": 21_665_664,
         "normalization": "imagenet",
         "note": "timm's own normalization for this architecture differs: mean 0.5, std 0.5",
