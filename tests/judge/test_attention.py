@@ -8,14 +8,17 @@ import numpy as np
 import pytest
 import timm
 import torch
+from timm.layers import apply_rot_embed_cat
 from torch import Tensor, nn
 
 from dinoquant.judge.attention import NoAttentionError, cls_attention
+from dinoquant.network.architecture import seeded
 from dinoquant.network.export import export, load
+from dinoquant.recipes.anatomy.families import anatomy_of
 from dinoquant.recipes.base import load_recipe
 from samples import photographs, tiny_vit
 
-CARD = {"architecture": "tiny", "image_size": 32, "mean": [0.5] * 3, "std": [0.5] * 3}
+CARD = {"architecture": "tiny", "image_size": 32, "pooling": "token", "mean": [0.5] * 3, "std": [0.5] * 3}
 INFO = {**CARD, "patch_size": 8, "prefix_tokens": 1, "class_token": True}
 DYNAMIC = {"recipe": "int8-dynamic", "modules": ["Linear", "Conv2d"], "weights": "per-channel", "engine": "auto"}
 STATIC = {"modules": ["Linear"], "weights": "per-channel", "observer": "histogram", "engine": "auto"}
@@ -122,3 +125,23 @@ def test_what_shows_no_attention_says_why(images: Tensor) -> None:
         cls_attention(tiny_vit(), images.split(1), {**INFO, "class_token": False})
     with pytest.raises(NoAttentionError, match="an operator that is not known"):
         cls_attention(nn.Flatten(), images.split(1), INFO)
+
+
+@torch.no_grad()
+def test_rotary_attention_is_found(images: Tensor) -> None:
+    network = seeded("vit_small_patch16_dinov3.lvd1689m", 48, 0)
+    info = {"architecture": "dinov3", "image_size": 48, "patch_size": 16, "prefix_tokens": 5, "class_token": True}
+    large = torch.nn.functional.interpolate(images[:2], (48, 48))
+    tokens = anatomy_of(network).embed(large)
+    for layer in anatomy_of(network).layers()[:-1]:
+        tokens = layer(tokens)
+    block = network.blocks[-1]
+    queries, keys, _ = block.attn.qkv(block.norm1(tokens)).unflatten(-1, (3, 6, 64)).permute(2, 0, 3, 1, 4)
+    turned = apply_rot_embed_cat(keys[:, :, 5:], network.rope.get_embed(), half=True)
+    keys = torch.cat([keys[:, :, :5], turned], 2)
+    shares = (queries[:, :, :1] @ keys.mT / 8).softmax(-1)[:, :, 0, 5:].unflatten(-1, (3, 3))
+    options = {"recipe": "int8-mixed", "attention": "fp32", "portable": True, "default": "fp32", "precisions": {}}
+    variant = load_recipe("int8-mixed").quantize(network, options, large).module
+    for model in (network, variant):
+        found = cls_attention(model, large.split(1), info)
+        torch.testing.assert_close(torch.from_numpy(found), shares, rtol=1e-4, atol=1e-5)

@@ -36,9 +36,21 @@ def test_unknown_architecture_names_the_nearest() -> None:
         architecture.build("vit_small_patch16_224.dinoo")
 
 
-def test_other_kinds_of_network_are_refused() -> None:
-    with pytest.raises(UserError, match="ResNet, not a plain vision transformer"):
-        architecture.build("test_resnet")
+@pytest.mark.parametrize(("name", "image_size"), [("test_resnet", 96), ("vit_small_patch16_dinov3.lvd1689m", 96)])
+def test_other_sizes_of_image_survive_a_round_trip(name: str, image_size: int, tmp_path: Path) -> None:
+    network = architecture.seeded(name, image_size, 0)
+    info = architecture.info(network, name, "imagenet", substitute="seeded weights")
+    assert info["image_size"] == image_size
+    torch.save(network.state_dict(), tmp_path / "state_dict.pt")
+    images = torch.randn(1, 3, image_size, image_size)
+    restored = architecture.restore(info, tmp_path / "state_dict.pt")
+    assert torch.equal(restored(images), network(images))
+    assert architecture.side(restored) == image_size
+
+
+def test_a_network_of_one_size_of_image_is_named() -> None:
+    with pytest.raises(UserError, match="timm's Cait takes images of 224 pixels only"):
+        architecture.build("cait_xxs24_224", 256)
 
 
 def test_impossible_image_size_names_the_nearest() -> None:
@@ -59,7 +71,9 @@ def test_seed_decides_the_weights_and_leaves_the_global_state_alone() -> None:
 def test_weights_survive_a_round_trip_at_another_image_size(tmp_path: Path) -> None:
     seeded = architecture.seeded("test_vit", 64, 0)
     torch.save(seeded.state_dict(), tmp_path / "state_dict.pt")
-    restored = architecture.restore("test_vit", 64, tmp_path / "state_dict.pt")
+    restored = architecture.restore(
+        {"architecture": "test_vit", "image_size": 64, "pooling": "architecture"}, tmp_path / "state_dict.pt"
+    )
     images = torch.randn(1, 3, 64, 64)
     assert torch.equal(restored(images), seeded(images))
 
@@ -84,6 +98,7 @@ def test_info_describes_the_model() -> None:
     assert info == {
         "architecture": "vit_small_patch16_224.dino",
         "image_size": 224,
+        "pooling": "token",
         "mean": [0.485, 0.456, 0.406],
         "std": [0.229, 0.224, 0.225],
         "feature_dim": 384,

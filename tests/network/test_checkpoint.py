@@ -591,3 +591,20 @@ def test_the_programs_of_this_project_point_to_the_weights_beside_them(tmp_path:
     with pytest.raises(UserError, match=r"TorchScript program .* set model.checkpoint to .*state_dict\.pt"):
         checkpoint.load(model, tmp_path / "model.pt")
     checkpoint.load(model, tmp_path / "state_dict.pt")
+
+
+def test_metas_names_of_dinov3_are_known(path: Path) -> None:
+    name = "vit_small_patch16_dinov3.lvd1689m"
+    expected = architecture.build(name).state_dict()
+    renamed = {
+        key.replace("reg_token", "storage_tokens")
+        .replace("gamma_1", "ls1.gamma")
+        .replace("gamma_2", "ls2.gamma"): value
+        for key, value in expected.items()
+    }
+    beside = {"mask_token": torch.zeros(1, 384), "rope_embed.periods": torch.ones(16)}
+    beside |= {f"blocks.{number}.attn.qkv.bias_mask": torch.ones(3 * 384) for number in range(12)}
+    torch.save(renamed | beside, path)
+    model = architecture.build(name)
+    checkpoint.load(model, path)
+    assert same(model, expected)

@@ -37,8 +37,8 @@ ALL: Mapping[str, Mapping[str, Any]] = {
     "vit_small_patch16_224.dino": SMALL,
     "vit_small_patch14_dinov2.lvd142m": SMALL,
     "vit_small_patch14_reg4_dinov2.lvd142m": SMALL,
-    "vit_giant_patch14_reg4_dinov2.lvd142m": SMALL,  # SwiGLU
-    "vit_base_patch16_clip_224.openai": SMALL | {"act_layer": "gelu"},
+    "vit_giant_patch14_reg4_dinov2.lvd142m": SMALL | {"embed_dim": 96},  # SwiGLU
+    "vit_base_patch16_clip_224.openai": SMALL,
     "vit_base_patch16_siglip_224.webli": SMALL,  # attention pooling
     "deit_tiny_patch16_224": SMALL,
     "deit_tiny_distilled_patch16_224": SMALL,

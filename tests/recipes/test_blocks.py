@@ -273,7 +273,7 @@ def plain(block: nn.Module, attention: torch.dtype) -> transformer.Block:
         linear(block.mlp.fc2, getattr(block.ls2, "gamma", 1.0)),
     )
     norms = (block.norm1, block.norm2)
-    return transformer.Block(block.attn.num_heads, norms, linears, attention, 0.0, (True, 1.0, 0.0))
+    return transformer.Block(block.attn.num_heads, norms, linears, attention, 0.0, ("gelu", 1.0, 0.0), None)
 
 
 @pytest.mark.parametrize("batch", [1, 3])

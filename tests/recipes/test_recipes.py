@@ -240,6 +240,7 @@ def test_the_card_says_what_the_file_is(network: nn.Module, tmp_path: Path) -> N
         "options": DYNAMIC,
         "architecture": "test_vit",
         "image_size": SIZE,
+        "pooling": "token",
         "mean": [0.5, 0.5, 0.5],
         "std": [0.5, 0.5, 0.5],
         "engine": torch.backends.quantized.engine,

@@ -18,8 +18,7 @@ def quantize(
 
     Raises UserError without calibration images, or for a transformer built otherwise than DINO's.
     """
+    precisions = dict.fromkeys(targets(model), STATIC)
     seen = observe(model, require_images("int8-smooth", calibration))
-    changed, became = assemble(
-        model, dict.fromkeys(targets(model), STATIC), seen, options["attention"], options["portable"]
-    )
+    changed, became = assemble(model, precisions, seen, options["attention"], options["portable"])
     return Quantized(changed, asked={"Linear", "Conv2d"}, became=became, packs_on_loading=True)

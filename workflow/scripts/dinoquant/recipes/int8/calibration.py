@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from dinoquant.errors import UserError
+from dinoquant.recipes.anatomy.families import targets
 from dinoquant.recipes.linears import copy_with_targets
 
 BATCH = 8
@@ -31,13 +32,15 @@ class Observed:
 
 
 def observe(model: nn.Module, images: Tensor) -> dict[str, Observed]:
-    """Run ``images`` ``[N, 3, S, S]`` through the float model; return what each Linear and the patch embedding saw.
+    """Run ``images`` ``[N, 3, S, S]`` through the float model; return what each quantizable Linear saw.
 
     The weights are the diagonal of the Gauss-Newton approximation of the features' squared error, as a product of rows
     and outputs, from the gradients of random projections of the features. (PTQ4ViT, arXiv:2111.12293, weighs by
     gradients too.) They matter: a feature is read from one token of hundreds, and rows differ by orders of magnitude.
     """
+    quantizable = set(targets(model))  # a Linear of attention pooling may see no image, only a learned query
     rewritten, names = copy_with_targets(model, ["Linear", "Conv2d"])
+    names = [name for name in names if name.removesuffix(".linear") in quantizable]
     generator = torch.Generator().manual_seed(0)
     seen: dict[str, _Sums] = {name: _Sums() for name in names}
     outputs: dict[str, tuple[Tensor, Tensor]] = {}

@@ -77,8 +77,7 @@ class Block(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Attend, then transform each token."""
-        split = self.by_head(self.qkv(self.norm1(tokens)), 3, 2)
-        return self.transform(self.weigh(split[0], split[1], split[2]), tokens)
+        return self.transform(self.attend(self.qkv(self.norm1(tokens))), tokens)
 
     def transform(self, context: Tensor, tokens: Tensor) -> Tensor:
         """Add to the tokens what attention found for them, and what the MLP makes of the sum."""
@@ -93,6 +92,11 @@ class Block(nn.Module):
             hidden = hidden.mul_(self.hidden_gain).add_(self.hidden_offset)
         transformed: Tensor = self.fc2(hidden)
         return transformed.add_(tokens)
+
+    def attend(self, qkv: Tensor) -> Tensor:
+        """Weigh the values: ``[B, N, 3 D]`` -> ``[B, N, D]``."""
+        split = self.by_head(qkv, 3, 2)
+        return self.weigh(split[0], split[1], split[2])
 
     def by_head(self, rows: Tensor, parts: int, turned: int) -> Tensor:
         """Return ``[B, N, parts * D]`` as ``[parts, B, heads, N, head width]`` in attention's precision.
