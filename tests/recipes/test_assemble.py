@@ -380,6 +380,7 @@ def observe_without_gradients(network: VisionTransformer, images: Tensor) -> dic
         ({"scale_attn_norm": True}, r"blocks\.0\.attn\.norm is a LayerNorm"),
         ({"scale_mlp_norm": True}, r"blocks\.0\.mlp\.norm is a LayerNorm"),
         ({"act_layer": nn.ReLU}, r"blocks\.0\.mlp\.act is a ReLU"),
+        ({"act_layer": nn.SiLU}, r"blocks\.0\.mlp is a Mlp"),
         ({"act_layer": lambda: nn.GELU(approximate="tanh")}, r"blocks\.0\.mlp\.act is a GELU"),
         ({"norm_layer": nn.RMSNorm}, r"blocks\.0\.norm1 is a RMSNorm"),
     ],

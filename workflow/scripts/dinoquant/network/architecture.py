@@ -125,16 +125,16 @@ def resize(model: nn.Module, image_size: int | None) -> None:
         raise UserError(
             f"model.image_size is {image_size}, which patches of {patch} pixels do not tile. Nearest sizes: {nearest}."
         )
-    configured: Any = model.pretrained_cfg
-    resizable: Any = model
+    either: Any = model
     if hasattr(model, "set_input_size"):
-        resizable.set_input_size(img_size=(image_size, image_size))
-    elif configured.get("fixed_input_size"):
+        either.set_input_size(img_size=(image_size, image_size))
+        return
+    if either.pretrained_cfg.get("fixed_input_size"):
         raise UserError(
             f"model.image_size is {image_size}, but timm's {type(model).__name__} takes images of {side(model)} pixels "
             "only. Leave it out."
         )
-    configured["input_size"] = (3, image_size, image_size)
+    either.pretrained_cfg["input_size"] = (3, image_size, image_size)
 
 
 def side(model: nn.Module) -> int:

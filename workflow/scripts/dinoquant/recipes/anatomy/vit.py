@@ -24,8 +24,9 @@ COMMON: Mapping[str, Check] = {
     "attn.norm": lambda norm: isinstance(norm, nn.Identity),
     "norm1": lambda norm: isinstance(norm, nn.LayerNorm),
     "norm2": lambda norm: isinstance(norm, nn.LayerNorm),
-    "mlp": lambda mlp: _is_gelu(mlp) or is_swiglu(mlp),
+    "mlp": lambda mlp: is_swiglu(mlp) or (type(mlp) is Mlp and not isinstance(mlp.act, nn.SiLU)),
     "mlp.norm": lambda norm: isinstance(norm, nn.Identity),
+    "mlp.act": lambda act: isinstance(act, nn.SiLU) or (isinstance(act, nn.GELU) and act.approximate == "none"),
 }
 
 
@@ -115,10 +116,6 @@ class VitAnatomy(Anatomy):
 
 def _layer_scale(module: nn.Module) -> Tensor | None:
     return module.gamma.detach() if isinstance(module, LayerScale) else None
-
-
-def _is_gelu(mlp: nn.Module) -> bool:
-    return type(mlp) is Mlp and isinstance(mlp.act, nn.GELU) and mlp.act.approximate == "none"
 
 
 def is_swiglu(mlp: nn.Module) -> bool:
