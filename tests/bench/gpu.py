@@ -68,7 +68,7 @@ def make(folder: Path, architecture_name: str) -> None:
     from dinoquant.recipes.base import load_recipe
 
     network = architecture.seeded(architecture_name, None, 0)
-    info = architecture.info(network, architecture_name, "imagenet", substitute="seeded weights", dropped=[])
+    info = architecture.info(network, architecture_name, "imagenet", substitute="seeded weights")
     torch.save(network.state_dict(), folder / "weights.pt")
     for recipe in {variant.recipe for variant in VARIANTS.values()}:
         options = {"recipe": recipe, "attention": "bf16", "portable": False}  # portable or not is about x86

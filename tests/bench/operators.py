@@ -46,7 +46,7 @@ def main() -> None:
     machine = peaks.measure("cpu", threads)
     model = seeded(ARCHITECTURE, None, 0)
     images = torch.randn(16, 3, 224, 224, generator=torch.Generator().manual_seed(0))
-    described = info(model, ARCHITECTURE, "architecture", substitute=None, dropped=())
+    described = info(model, ARCHITECTURE, "architecture", substitute=None)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.pt"
         quantized = smooth.quantize(model, OPTIONS, images)

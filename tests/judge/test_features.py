@@ -116,7 +116,7 @@ def test_the_script_writes_bank_and_queries_apart(tmp_path: Path, monkeypatch: p
     torch.jit.save(
         traced,
         str(tmp_path / "model.pt"),
-        _extra_files={"dinoquant.json": '{"engine": null, "runtime": "torchscript"}'},
+        _extra_files={"dinoquant.json": '{"engine": null, "runtime": "torchscript", "recipe": "fp32", "options": {}}'},
     )
     names = {"images": "images.npy", "manifest": "manifest.csv", "info": "info.json", "model": "model.pt"}
     snakemake = SimpleNamespace(

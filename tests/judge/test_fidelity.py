@@ -145,7 +145,10 @@ folder, script, config = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 class Output(list):
     json = folder + "/v.json"
 snakemake = Some(
-    input=Some(features=folder + "/v.npz", fp32=folder + "/fp32.npz", manifest=folder + "/manifest.csv"),
+    input=Some(
+        features=folder + "/v.npz", extraction=folder + "/extraction.json",
+        fp32=folder + "/fp32.npz", manifest=folder + "/manifest.csv",
+    ),
     output=Output([folder + "/v.json"]), log=[folder + "/log"], rule="accuracy",
     params=Some(config=config), wildcards=Some(variant="v"),
 )
@@ -158,6 +161,7 @@ def test_the_script_writes_every_field_without_pytorch(tmp_path: Path) -> None:
     write_manifest(tmp_path / "manifest.csv", [("bank", i) for i in range(6)] + [("query", i) for i in (0, 1, 2, 3)])
     np.savez(tmp_path / "fp32.npz", **on_axes([0, 1, 2, 4]))
     np.savez(tmp_path / "v.npz", **on_axes([0, 1, 5, 4]))
+    (tmp_path / "extraction.json").write_text('{"unsupported": null, "saturation": null}')
     arguments = [str(tmp_path), str(SCRIPTS / "evaluate_accuracy.py"), json.dumps({**CONFIG, "device": "cpu"})]
     command = [sys.executable, "-c", RUN_SCRIPT, *arguments]
     subprocess.run(command, check=True, env={"PYTHONPATH": str(SCRIPTS)}, timeout=60)
@@ -165,7 +169,7 @@ def test_the_script_writes_every_field_without_pytorch(tmp_path: Path) -> None:
     result: dict[str, Any] = json.loads((tmp_path / "v.json").read_text())
     with_interval = ["knn_top1", "knn_top5", "knn_top1_drop", "cosine_mean", "knn_agreement"]
     fields = {f"{name}{end}" for name in with_interval for end in ("", "_ci_low", "_ci_high")}
-    fields |= {"mcnemar_p", "mcnemar_lost", "mcnemar_gained", "per_class"}
+    fields |= {"mcnemar_p", "mcnemar_lost", "mcnemar_gained", "per_class", "saturation"}
     assert set(result) == fields | {"variant", "device", "bank", "queries", "k", "temperature", "cosine_p5"}
     assert (result["variant"], result["device"]) == ("v", "cpu")
     assert (result["knn_top1"], result["knn_top1_drop"], result["knn_agreement"]) == (50, 25, 75)
