@@ -139,5 +139,6 @@ def test_the_script_writes_bank_and_queries_apart(tmp_path: Path, monkeypatch: p
     timing = json.loads((tmp_path / "out.json").read_text())
     assert timing.pop("seconds") / timing.pop("model_seconds") - 1 == pytest.approx(timing.pop("overhead"))
     assert [machine["node"] for machine in timing.pop("machines")] == [platform.node()]
+    assert (timing.pop("unsupported"), timing.pop("saturation")) == (None, None)
     assert timing == {"variant": "v", "device": "cpu", "images": 5, "threads": 1, "batch_size": 2, "shards": 1}
     assert threads == [1]
