@@ -11,10 +11,10 @@ rule measure_latency:
         json="results/latency/{device}/{variant}/batch{batch}.json",
     log:
         "logs/measure_latency/{device}/{variant}/batch{batch}.log",
+    priority: 1  # before what else is ready: the console shows the fastest so far
     conda:
         "../../envs/pipeline.yaml"
     threads: whole_machine
-    priority: 1  # before what else is ready: the console shows the fastest so far
     resources:
         gpu=lambda wildcards: int(wildcards.device == "cuda"),
     params:

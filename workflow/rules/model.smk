@@ -65,7 +65,10 @@ rule export_fp32:
         "../../envs/pipeline.yaml"
     params:
         config=tidy(
-            {key: config["model"][key] for key in ("architecture", "image_size", "normalization", "pooling", "weights")}
+            {
+                key: config["model"][key]
+                for key in ("architecture", "image_size", "normalization", "pooling", "weights")
+            }
             | {"seed": config["seed"]}
         ),
     script:
