@@ -60,16 +60,13 @@ class Row(NamedTuple):
 
 
 def make(folder: Path, architecture_name: str) -> None:
-    """Write the file of every recipe and the float weights."""
-    import torch
-
+    """Write the file of every recipe."""
     from dinoquant.network import architecture
     from dinoquant.network.export import export
     from dinoquant.recipes.base import load_recipe
 
     network = architecture.seeded(architecture_name, None, 0)
     info = architecture.info(network, architecture_name, "imagenet", substitute="seeded weights")
-    torch.save(network.state_dict(), folder / "weights.pt")
     for recipe in {variant.recipe for variant in VARIANTS.values()}:
         options = {"recipe": recipe, "attention": "bf16", "portable": False}  # portable or not is about x86
         export(load_recipe(recipe).quantize(network, options, None), folder / f"{recipe}.pt", recipe, options, info)
@@ -86,8 +83,7 @@ def run(name: str, folder: Path, architecture_name: str, batches: list[int], dev
 
     set_up(1 if device == "cpu" else compute_threads())  # on a CPU only the plan is tried
     variant, reference = VARIANTS[name], folder / "features.pt"
-    network = architecture.build(architecture_name)
-    network.load_state_dict(torch.load(folder / "weights.pt"))
+    network = architecture.seeded(architecture_name, None, 0)
     size = architecture.side(network)
     for batch in batches:
         torch._dynamo.reset()  # a compiled model is for one batch size
