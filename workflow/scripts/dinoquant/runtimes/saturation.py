@@ -9,9 +9,12 @@ from typing import TypedDict
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
+from dinoquant.recipes.int8.processor import int8_is_exact
 from dinoquant.runtimes.opened import LocalModel, OpenModel
 
-LEAST = 0.999  # mean cosine; other roundings leave 0.99999, saturated sums 0.993 and less
+# Mean cosine. Roundings that fall the other way leave OpenVINO's ViT-Ti 0.9993 with trained weights, saturated sums
+# 0.9973; ONNX Runtime's is 1.
+LEAST = 0.9985
 
 
 class Saturation(TypedDict):
@@ -26,9 +29,10 @@ def check(model: OpenModel, images: Tensor) -> Saturation | None:
     """Compare a model's features of ``images``, float32 ``[B, 3, S, S]``, normalised, with the exact ones.
 
     ``images`` are the first of the calibration's, `dinoquant.runtimes.backend.CHECKED_IMAGES` at most. None for models
-    of TorchScript and of other precisions.
+    of TorchScript and of other precisions. Where the processor multiplies all integers exactly, nothing saturates,
+    however far roundings carry: bfloat16 beside int8 leaves 0.9989.
     """
     if isinstance(model, LocalModel) or not model.card["recipe"].startswith("int8"):
         return None
     cosine = float(cosine_similarity(model(images), model.exact(images)).mean())
-    return {"saturates": cosine < LEAST, "cosine": cosine, "images": len(images)}
+    return {"saturates": cosine < LEAST and not int8_is_exact(portable=False), "cosine": cosine, "images": len(images)}
