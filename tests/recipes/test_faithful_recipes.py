@@ -228,7 +228,7 @@ def test_onednn_is_float32_to_the_last_digits(
     assert not changed.became
     assert (changed.module(images) - expected).abs().max() < 1e-4 * expected.abs().max()
     kinds = {name: getattr(module, "original_name", "") for name, module in changed.module.named_modules()}
-    assert {name for name, kind in kinds.items() if kind == "OneDnnLinear"} == set(targets(network)[1:])
+    assert {name for name, kind in kinds.items() if kind == "FloatLinear"} == set(targets(network)[1:])
 
 
 def test_onednn_takes_linears_without_bias(images: Tensor, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import json
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from dinoquant.errors import UserError
 from dinoquant.files import read_json
@@ -31,6 +31,24 @@ class Card(TypedDict):
     operators: NotRequired[list[str]]  # outside `aten::`, that a TorchScript file takes; not every build has them
     versions: NotRequired[dict[str, str]]  # of other runtimes' models, by library
     exact: NotRequired[list[list[float]]]  # see `dinoquant.runtimes.backend.Converter.convert`
+
+
+def new_card(
+    variant: str, runtime: str, options: Mapping[str, Any], info: Mapping[str, Any], engine: str | None = None
+) -> Card:
+    """Return the card of a variant's model, from the variant's options and the float model's `info.json`."""
+    return {
+        "variant": variant,
+        "runtime": runtime,
+        "recipe": options["recipe"],
+        "options": dict(options),
+        "architecture": info["architecture"],
+        "image_size": info["image_size"],
+        "pooling": info["pooling"],
+        "mean": info["mean"],
+        "std": info["std"],
+        "engine": engine,
+    }
 
 
 def read_card(model: Path) -> Card:

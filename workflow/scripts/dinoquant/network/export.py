@@ -14,7 +14,8 @@ from torch import Tensor
 
 from dinoquant.errors import UserError
 from dinoquant.files import atomic
-from dinoquant.network.card import MEMBER, Card, read_card
+from dinoquant.network.card import MEMBER, Card, new_card, read_card
+from dinoquant.recipes import TORCHSCRIPT
 from dinoquant.recipes.base import Quantized, engine
 
 # Largest deviation allowed, relative to the largest feature: rounding of another summation order in float32, and of
@@ -48,19 +49,8 @@ def export(
         )
     tolerance = TOLERANCE_REDUCED if quantized.became else TOLERANCE_FLOAT32
     require_close(found, expected, tolerance, "the trace and the model it was taken from")
-    card: Card = {
-        "variant": variant,
-        "runtime": "torchscript",
-        "recipe": options["recipe"],
-        "options": dict(options),
-        "architecture": info["architecture"],
-        "image_size": info["image_size"],
-        "pooling": info["pooling"],
-        "mean": info["mean"],
-        "std": info["std"],
-        "engine": quantized.engine,
-        "torch": torch.__version__,
-    }
+    card = new_card(variant, TORCHSCRIPT, options, info, quantized.engine)
+    card["torch"] = torch.__version__
     with atomic(path) as partial:
         partial.write_bytes(_serialize(traced, card))
         reloaded = load(partial)

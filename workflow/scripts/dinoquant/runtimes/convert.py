@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dinoquant.files import atomic, write_json
-from dinoquant.network.card import BESIDE, Card, read_card
+from dinoquant.network.card import BESIDE, new_card, read_card
 from dinoquant.network.export import TOLERANCE_FLOAT32, TOLERANCE_REDUCED, require_close
 from dinoquant.runtimes import files
 from dinoquant.runtimes.backend import Array
@@ -47,18 +47,7 @@ def convert(
 
     Raises UserError and RuntimeError as `Remote` and `require_alike` do.
     """
-    card: Card = {
-        "variant": variant,
-        "runtime": options["runtime"],
-        "recipe": options["recipe"],
-        "options": dict(options),
-        "architecture": info["architecture"],
-        "image_size": info["image_size"],
-        "pooling": info["pooling"],
-        "mean": info["mean"],
-        "std": info["std"],
-        "engine": None,
-    }
+    card = new_card(variant, options["runtime"], options, info)
     for leftover in target.parent.glob(f"{PARTIAL}*"):  # of a conversion that was killed
         shutil.rmtree(leftover)
     with tempfile.TemporaryDirectory(prefix=PARTIAL, dir=target.parent) as folder:

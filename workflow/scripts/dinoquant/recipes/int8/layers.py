@@ -292,7 +292,7 @@ class FloatLinear(nn.Module):
 
     def pack(self) -> None:
         """Pack the weights for this processor; the file keeps them plain."""
-        self.native_bfloat16 = self.weight.is_cuda or bfloat16_is_native()
+        self.native_bfloat16 = free_large_block() > 0 and (self.weight.is_cuda or bfloat16_is_native())
         if self.weight.is_cuda or (self.native_bfloat16 and self.weight.dtype == torch.bfloat16):
             self.packed = self.weight
         else:
