@@ -2,7 +2,7 @@
 
 from dinoquant.data import folder as folders
 
-ARCHIVE = place("dataset", "source", "resources/datasets", "generated")
+ARCHIVE = source_path("dataset", "source", "resources/datasets", "generated")
 # The time of a folder says nothing of the files in it: what they are is a parameter of the rule that checks them.
 FOLDER = ARCHIVE if ARCHIVE and Path(ARCHIVE).is_dir() else None
 RECEIPT, LISTING = "results/data/archive.json", "results/data/listing.json"

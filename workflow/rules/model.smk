@@ -1,6 +1,6 @@
 """Get the checkpoint, check it, and export the float32 model that everything is compared with."""
 
-CHECKPOINT = place("model", "checkpoint", "resources/checkpoints", "seeded")
+CHECKPOINT = source_path("model", "checkpoint", "resources/checkpoints", "seeded")
 
 
 if CHECKPOINT and is_url(config["model"]["checkpoint"]):

@@ -26,7 +26,7 @@ def local_path(source):
     return os.path.expanduser(source)
 
 
-def place(section, key, folder, substitute):
+def source_path(section, key, folder, substitute):
     """Return where the file of a source lies: downloads and generated files in `folder`, what is local where it is."""
     source = config[section][key]
     if source == substitute:

@@ -55,8 +55,7 @@ def summarise(
     ``reason`` says why where it is not ``ok``. ``node`` and ``cpu`` say where the row was timed, beside fp32 there, and
     the columns behind them what else was done there. ``noise_floor`` is that of fp32 against itself on the row's
     device, at its batch size; missing where that was another machine. What was not measured is missing, never 0: all
-    measurements where a variant is
-    unsupported, the accuracy of a variant that cannot run on ``accuracy.device``.
+    measurements where a variant is unsupported, the accuracy of a variant that cannot run on ``accuracy.device``.
 
     Raises:
         UserError: a supported variant has no latency or footprint file.
@@ -178,10 +177,9 @@ def verdict(
 ) -> dict[str, str | None]:
     """Return ``status`` and ``reason``: the timing's own verdict, unless what the others show of the machine widens it.
 
-    Features that the processor has spoilt outweigh what may be wrong with the timing.
-
-    A control that is not 1 says by how much speed-ups of this run may be wrong; rounds that were set aside say what
-    slow ones do to them, which concerns a timing that was slow from end to end: it looks well by itself.
+    Features that the processor has spoilt outweigh what may be wrong with the timing. A control that is not 1 says by
+    how much speed-ups of this run may be wrong; rounds that were set aside say what slow ones do to them, which
+    concerns a timing that was slow from end to end: it looks well by itself.
     """
     if saturation and saturation["saturates"]:
         spoilt = f"int8 sums overflow on this processor: cosine {saturation['cosine']:.4f} to exact ones"

@@ -19,4 +19,5 @@ def emulated(model: Path, device: str) -> str | None:
 
     if bfloat16_is_native():
         return None
-    return f"bf16 would be emulated, many times slower than fp32: {describe()['cpu'] or 'the processor'} lacks it"
+    processor = describe()["cpu"] or "this processor"
+    return f"bf16 would be emulated, many times slower than fp32: no instructions for it are in use on {processor}"
