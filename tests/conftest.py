@@ -5,6 +5,10 @@ from pathlib import Path
 
 import pytest
 
+# Before PyTorch is imported. The workers share the processors, and a thread that finds its own taken makes all others
+# wait for it, spinning: with two threads in each of two processes most tests of PyTorch take ten times as long.
+os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
