@@ -1,6 +1,7 @@
 """The workflow where it is not at home: as a module, from a read-only checkout, with downloads of one name."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -65,19 +66,24 @@ def test_from_a_checkout_and_a_home_that_cannot_be_written_inside_an_allocation(
 
 
 def test_downloads_of_one_name_do_not_share_a_place(source: Path, tmp_path: Path) -> None:
-    def place(url: str) -> str:
-        config = CONFIG | {"model": {**CONFIG["model"], "checkpoint": url}}
+    def places(data: str, weights: str) -> list[str]:
+        config = CONFIG | {
+            "dataset": {**CONFIG["dataset"], "source": data},
+            "model": {**CONFIG["model"], "checkpoint": weights},
+        }
         (tmp_path / "my.yaml").write_text(yaml.safe_dump(config))
         out = snakemake(
             tmp_path, "download", "--dry-run", "--snakefile", str(source / "Snakefile"), "--configfile", "my.yaml"
         )
-        return out.split("rule download_checkpoint:\n    output: ")[1].split("\n")[0]
+        return sorted(re.findall(r"rule download_\w+:\n    output: resources/(.*)", out))
 
-    hub = "https://huggingface.co/timm/{}/resolve/main/model.safetensors"
-    first = place(hub.format("a"))
-    assert first.startswith("resources/checkpoints/model-")
-    assert first.endswith(".safetensors")
-    assert place(hub.format("a") + "?download=true") == first
-    assert place(hub.format("b")) != first
-    official = "https://dl.fbaipublicfiles.com/dino/dino_deitsmall16_pretrain/dino_deitsmall16_pretrain.pth"
-    assert place(official) == "resources/checkpoints/dino_deitsmall16_pretrain.pth"
+    hub, data = "https://huggingface.co/timm/{}/resolve/main/model.safetensors", "https://example.org/{}/train.tar.gz"
+    first = places(data.format("a"), hub.format("a"))
+    assert re.fullmatch(r"checkpoints/model-\w{8}\.safetensors datasets/train-\w{8}\.tar\.gz", " ".join(first))
+    assert places(data.format("a"), hub.format("a") + "?download=true") == first
+    assert not set(places(data.format("b"), hub.format("b"))) & set(first)
+    official = "dl.fbaipublicfiles.com/dino/dino_deitsmall16_pretrain/dino_deitsmall16_pretrain.pth"
+    assert places("http://cs231n.stanford.edu/tiny-imagenet-200.zip", f"https://{official}") == [
+        "checkpoints/dino_deitsmall16_pretrain.pth",
+        "datasets/tiny-imagenet-200.zip",
+    ]

@@ -16,7 +16,6 @@ from dinoquant.machine import cuda_devices
 from faults.kill import LOCKED, command, digests, disturb, finish, partials
 from httpserver import serve, unused_url
 
-PLACE = Path("resources/datasets/data.zip")
 # Two files that take no PyTorch to be made.
 RECEIPT = "results/data/archive.json"
 IMAGES = "results/data/images.npy"
@@ -29,6 +28,11 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     path = tmp_path_factory.mktemp("archive") / "data.zip"
     generate(path, classes=4, train_per_class=6, val_per_class=3, seed=0)
     return path.read_bytes()
+
+
+def place(url: str) -> Path:
+    """Return where what comes from a URL lies."""
+    return Path(f"resources/datasets/data-{hashlib.sha256(url.encode()).hexdigest()[:8]}.zip")
 
 
 def files(folder: Path) -> list[str]:
@@ -101,23 +105,26 @@ def test_missing_source_says_where_to_put_the_file(fresh: Checkout, archive: byt
         done = fresh.snakemake("download", overlay=missing)
     assert done.returncode != 0
     assert "404" in done.stdout
-    assert str(PLACE) in done.stdout
+    target = fresh.folder / place(server.url)
+    assert str(place(server.url)) in done.stdout
     assert files(fresh.folder / "resources") == []
-    (fresh.folder / PLACE).parent.mkdir(parents=True, exist_ok=True)
-    (fresh.folder / PLACE).write_bytes(archive)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(archive)
     done = fresh.snakemake("download", overlay=missing)
     assert done.returncode == 0, done.stdout
 
 
 def test_no_network_with_the_file_in_place(fresh: Checkout, archive: bytes) -> None:
-    (fresh.folder / PLACE).parent.mkdir(parents=True)
-    (fresh.folder / PLACE).write_bytes(archive)
-    overlay = {"dataset": {"source": unused_url(), "checksum": f"md5:{hashlib.md5(archive).hexdigest()}"}}
+    url = unused_url()
+    target = fresh.folder / place(url)
+    target.parent.mkdir(parents=True)
+    target.write_bytes(archive)
+    overlay = {"dataset": {"source": url, "checksum": f"md5:{hashlib.md5(archive).hexdigest()}"}}
     assert fresh.snakemake("results/data/manifest.csv", overlay=overlay).returncode == 0
-    (fresh.folder / PLACE).write_bytes(b"not that file")
+    target.write_bytes(b"not that file")
     done = fresh.snakemake("results/data/manifest.csv", overlay=overlay)
     assert done.returncode != 0
-    assert str(PLACE) in done.stdout
+    assert str(place(url)) in done.stdout
 
 
 def test_killed_job(fresh: Checkout) -> None:
