@@ -1,6 +1,7 @@
 """What goes wrong in practice: each ends with a message and nothing that looks finished, and the next run goes on."""
 
 import hashlib
+import json
 import os
 import subprocess
 import time
@@ -13,6 +14,7 @@ import pytest
 from conftest import Checkout
 from dinoquant.data.generate import generate
 from dinoquant.machine import cuda_devices
+from dinoquant.report.provenance import sha256
 from faults.kill import LOCKED, command, digests, disturb, finish, partials
 from httpserver import serve, unused_url
 
@@ -211,17 +213,20 @@ def test_a_second_run_waits_its_turn_and_a_killed_one_can_be_resumed(fresh: Chec
     assert partials(fresh.folder) == []
 
 
-def test_results_survive_kills(fresh: Checkout, finished: Checkout) -> None:
-    target = "results/accuracy/fp32.json"
+def test_results_survive_kills_and_are_those_of_another_run(fresh: Checkout, finished: Checkout) -> None:
+    """Whatever the images, the weights and the seed decide, by the digests that the other run recorded."""
+    recorded = json.loads((finished.folder / "results/provenance.json").read_text())["deterministic"]
+    ends = ("accuracy/int8-static.json", "probe/int8-static.json", "attention/int8-static.npz")
+    targets = [f"results/{part}" for part in ends]
     folder = fresh.folder.resolve()
-    expected = digests(finished.folder)
-    log = disturb(folder, expected, 2, 0, target)
+    log = disturb(folder, digests(finished.folder), 2, 0, *targets)
     assert log.kills.total() == 2
     assert log.wrong == []
-    finish(folder, target)
-    found = digests(folder)
-    assert target in found
-    assert found == {name: expected[name] for name in found}
+    finish(folder, *targets)
+    made = {name: sha256(folder / name) for name in recorded if (folder / name).exists()}
+    parts = ("data/images.npy", "models/int8-static/model.pt", "features/int8-static.npz", "features/fp32.npz")
+    assert made.keys() >= {*targets, *(f"results/{part}" for part in parts)}
+    assert made == {name: recorded[name] for name in made}
     assert partials(folder) == []
 
 
