@@ -121,7 +121,7 @@ def test_plain_transformers_take_every_recipe(name: str, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("name", ["vit_small_patch16_dinov3_qkvb.lvd1689m", "vit_small_plus_patch16_dinov3.lvd1689m"])
 def test_dinov3_takes_int8_auto(name: str, tmp_path: Path) -> None:
-    """What each module does to the features is measured first, as the workflow does."""
+    """What each module does to the features is measured first, as the workflow does; one is said to do a lot."""
     model, info = built(name)
     images = images_for(info)
     features = sensitivity.changed_features(model, images, observe(model, images))
@@ -131,13 +131,16 @@ def test_dinov3_takes_int8_auto(name: str, tmp_path: Path) -> None:
         sensitivity.units(model, images[:1]), features, labels, bank, {"k": 1, "temperature": 0.07}
     )
     rows = [{key: str(value) for key, value in row.items()} for row in table]
-    options = {"recipe": "int8-auto", "cosine": 0.99999, "knn_drop": 100, "attention": "fp32", "portable": True}
+    worst = next(row for row in rows if row["module"] == "blocks.1.mlp.fc2" and row["precision"] == "int8")
+    worst["cosine_mean"] = "0.9"
+    options = {"recipe": "int8-auto", "cosine": 0.999, "knn_drop": 100, "attention": "fp32", "portable": True}
     quantized = load_recipe("int8-auto").quantize(model, options, images, rows)
     export(quantized, tmp_path / "model.pt", "auto", options, info)
     with torch.no_grad():
         found, expected = load(tmp_path / "model.pt")(images), model(images)
-    assert cosine_similarity(found, expected).mean() >= 0.99999
-    assert {quantized.became[name].why.split(":")[0] for name in targets(model)} != {"int8"}
+    assert cosine_similarity(found, expected).mean() >= 0.999
+    raised = [name for name in targets(model) if not quantized.became[name].why.startswith("int8:")]
+    assert raised == ["blocks.1.mlp.fc2"]
 
 
 @pytest.mark.parametrize("name", LINEARS_ONLY)
