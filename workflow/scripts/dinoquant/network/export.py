@@ -18,10 +18,12 @@ from dinoquant.network.card import MEMBER, Card, new_card, read_card
 from dinoquant.recipes import TORCHSCRIPT
 from dinoquant.recipes.base import Quantized, engine
 
-# Largest deviation allowed, relative to the largest feature: rounding of another summation order in float32, and of
-# bfloat16's 8 bit mantissa or a flipped int8 rounding carried through the layers.
-TOLERANCE_FLOAT32 = 1e-4
-TOLERANCE_REDUCED = 3e-2
+# Largest deviation allowed, relative to the largest feature. What is traced computes what the module does. Freezing
+# folds constants: other roundings in float32 (1.2e-3 in an EfficientNetV2 of random weights), and through bfloat16's 8
+# bit mantissa or a flipped rounding to int8 much more, carried through the layers (3.4e-2 in a VOLO).
+TOLERANCE = 1e-4
+TOLERANCE_FROZEN_FLOAT32 = 1e-2
+TOLERANCE_FROZEN_REDUCED = 1e-1
 
 
 def export(
@@ -29,33 +31,46 @@ def export(
 ) -> None:
     """Trace ``quantized`` and write it to ``path``: float32 ``[B, 3, S, S]`` -> float32 ``[B, D]`` for any B.
 
-    The trace is taken at batch 1 and compared with the module at batch 2; the file is loaded again and compared with
-    the trace. What the file is, it says itself: `dinoquant.network.card.read_card`.
+    The trace is taken at batch 1 and compared with the module at batch 2, before and after it is frozen; the file is
+    loaded again and compared with the trace. What the file is, it says itself: `dinoquant.network.card.read_card`.
 
     :param options: the variant's, with its recipe.
     :param info: the float model's `info.json`.
 
-    Raises UserError if the model yields no feature vectors, RuntimeError if one of the comparisons fails.
+    Raises UserError if the model yields no feature vectors, or computes otherwise for two images than for one;
+    RuntimeError if what was written is not what was traced.
     """
     images = torch.randn(2, 3, info["image_size"], info["image_size"], generator=torch.Generator().manual_seed(0))
-    traced = _trace(quantized, images[:1])
     with torch.no_grad():
         expected = quantized.module(images)
-        found = traced(images)
-    if found.ndim != 2:
+    if expected.ndim != 2:
         raise UserError(
-            f"model.architecture yields {list(found.shape[1:])} per image, not one feature vector: "
+            f"model.architecture yields {list(expected.shape[1:])} per image, not one feature vector: "
             "choose an architecture that pools its tokens."
         )
-    tolerance = TOLERANCE_REDUCED if quantized.became else TOLERANCE_FLOAT32
-    require_close(found, expected, tolerance, "the trace and the model it was taken from")
+    traced = _trace(quantized, images[:1])
+    try:
+        with torch.no_grad():
+            require_close(traced(images), expected, TOLERANCE, "the trace and the model it was taken from")
+    except RuntimeError as error:
+        raise UserError(
+            "model.architecture computes otherwise for two images than for one, which TorchScript cannot record: "
+            f"{str(error).strip().splitlines()[-1]}. Choose another architecture."
+        ) from error
+    if not quantized.packs_on_loading:
+        with torchscript_warnings_known():
+            traced = torch.jit.freeze(traced, preserved_attrs=list(quantized.variable))
+    with torch.no_grad():
+        found = traced(images)
+    tolerance = TOLERANCE_FROZEN_REDUCED if quantized.became else TOLERANCE_FROZEN_FLOAT32
+    require_close(found, expected, tolerance, "the frozen trace and the model it was taken from")
     card = new_card(variant, TORCHSCRIPT, options, info, quantized.engine)
     card["torch"] = torch.__version__
     with atomic(path) as partial:
         partial.write_bytes(_serialize(traced, card))
         reloaded = load(partial)
     with torch.no_grad():
-        require_close(reloaded(images), found, TOLERANCE_FLOAT32, "the file and the trace it was written from")
+        require_close(reloaded(images), found, TOLERANCE, "the file and the trace it was written from")
 
 
 def load(path: str | Path, device: str = "cpu", card: Card | None = None) -> torch.jit.ScriptModule:
@@ -88,10 +103,7 @@ def _trace(quantized: Quantized, image: Tensor) -> torch.jit.ScriptModule:
         traced: torch.jit.ScriptModule = torch.jit.trace(  # type: ignore[no-untyped-call]  # not typed in torch
             quantized.module.eval(), image, check_trace=False
         )
-        if quantized.packs_on_loading:
-            return traced
-        frozen: torch.jit.ScriptModule = torch.jit.freeze(traced, preserved_attrs=list(quantized.variable))
-    return frozen
+    return traced
 
 
 def _serialize(traced: torch.jit.ScriptModule, card: Card) -> bytes:
