@@ -118,6 +118,13 @@ def test_a_timing_of_one_process_ends_when_its_speedup_is_known(machine: Machine
     assert 6 <= result["rounds"] < 40
 
 
+def test_rounds_that_take_much_longer_than_they_should_are_not_all_made(machine: Machine) -> None:
+    protocol = TimingProtocol(rounds=30, processes=1, precision=0.0, block_seconds=0.001, warmup_seconds=0.1, seed=0)
+    result = timed({"variant": machine.call(10), "fp32": machine.call(10)}, protocol)
+    assert result["stopped"] == "budget"
+    assert 6 <= result["rounds"] < 15, "30 rounds of two blocks should last 60 ms, and three times that are nine rounds"
+
+
 def test_no_more_processes_than_it_takes(machine: Machine) -> None:
     protocol = TimingProtocol(rounds=40, processes=8, precision=0.5, block_seconds=0.01, warmup_seconds=0.1, seed=0)
     result = timed({"variant": machine.call(2), "fp32": machine.call(2)}, protocol)
