@@ -34,6 +34,7 @@ BLOCKS: Mapping[str, Mapping[str, Any]] = {
     "int8-per-token": {"attention": "bf16", "portable": True},
     "int8-smooth": {"attention": "bf16", "portable": True},
     "int8-mixed": {"attention": "fp32", "portable": True, "default": "int8", "precisions": {"*.fc1": "int8-per-token"}},
+    "few-bits": {"attention": "bf16", "portable": True, "bits": 6},
 }
 # By what works: all recipes; those that replace Linears; those in floating point. A name of timm's, and what makes the
 # network small.

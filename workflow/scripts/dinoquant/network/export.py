@@ -4,6 +4,7 @@ import io
 import json
 import re
 import warnings
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dinoquant.errors import UserError
-from dinoquant.files import atomic
+from dinoquant.files import atomic, deflated
 from dinoquant.network.card import MEMBER, Card, new_card, read_card
 from dinoquant.recipes import TORCHSCRIPT
 from dinoquant.recipes.base import Quantized, engine
@@ -67,7 +68,8 @@ def export(
     card = new_card(variant, TORCHSCRIPT, options, info, quantized.engine)
     card["torch"] = torch.__version__
     with atomic(path) as partial:
-        partial.write_bytes(_serialize(traced, card))
+        written = _serialize(traced, card)
+        partial.write_bytes(_compressed(written) if quantized.deflated else written)
         reloaded = load(partial)
     with torch.no_grad():
         require_close(reloaded(images), found, TOLERANCE, "the file and the trace it was written from")
@@ -131,6 +133,33 @@ def _serialize(traced: torch.jit.ScriptModule, card: Card) -> bytes:
     writer.write_record(MEMBER, described, len(described))
     writer.write_end_of_file()
     return stripped.getvalue()
+
+
+class _Deflated:
+    """What takes the place of zipfile's compressor, which knows one strategy only."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+
+    def compress(self, data: bytes) -> bytes:
+        return b""
+
+    def flush(self) -> bytes:
+        return self._content
+
+
+def _compressed(archive: bytes) -> bytes:
+    """Return a TorchScript file's bytes with every member compressed, as PyTorch reads them too (by miniz)."""
+    compressed = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(archive)) as stored, zipfile.ZipFile(compressed, "w") as target:
+        for name in stored.namelist():
+            content = stored.read(name)
+            member = zipfile.ZipInfo(name)  # of 1980, whenever it is written
+            member.compress_type, member.file_size = zipfile.ZIP_DEFLATED, len(content)
+            with target.open(member, "w") as stream:
+                stream._compressor = _Deflated(deflated(content))  # type: ignore[attr-defined]  # private
+                stream.write(content)
+    return compressed.getvalue()
 
 
 def require_close(found: Tensor, expected: Tensor, tolerance: float, what: str) -> None:
