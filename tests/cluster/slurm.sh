@@ -121,8 +121,9 @@ KillWait=5
 MailProg=/bin/true
 PropagateResourceLimits=NONE
 # Believe the lines below, not what slurmd finds: memory is counted, and jobs here take little of what they ask for.
+# (nproc would believe OpenMP's variable, which the tests set.)
 SlurmdParameters=config_overrides
-NodeName=DEFAULT CPUs=$(nproc) RealMemory=64000
+NodeName=DEFAULT CPUs=$(env -u OMP_NUM_THREADS nproc) RealMemory=64000
 NodeName=cpu1 NodeHostname=$HOST NodeAddr=$ADDRESS Port=$((port + 1)) Feature=plain
 NodeName=gpu1 NodeHostname=$HOST NodeAddr=$ADDRESS Port=$((port + 2)) Feature=accelerated Gres=gpu:1
 PartitionName=main Nodes=ALL Default=YES DefaultTime=60 State=UP
