@@ -99,7 +99,7 @@ def entries(
     return found
 
 
-def blocks(models: dict[str, Entry], batch: int, start: int, options: argparse.Namespace) -> pd.DataFrame:
+def blocks(models: dict[str, Entry], batch: int, size: int, start: int, options: argparse.Namespace) -> pd.DataFrame:
     """Start every model; return the ms per image of each (column) in each round (row)."""
     with ExitStack() as stack:
         remotes, counts = {}, {}
@@ -107,7 +107,7 @@ def blocks(models: dict[str, Entry], batch: int, start: int, options: argparse.N
             if not entry.missing:
                 remote = RemoteModel(entry.file, batch_size=batch, threads=options.threads, timed=True)
                 remotes[name] = stack.enter_context(remote)
-                remote.ready(random_images(batch, 224, "cpu", 0))
+                remote.ready(random_images(batch, size, "cpu", 0))
                 seconds = warm_up(remote.time, WARMUP_SECONDS).call_seconds
                 counts[name] = calls_per_block(seconds, options.block_seconds)
 
@@ -123,13 +123,16 @@ def blocks(models: dict[str, Entry], batch: int, start: int, options: argparse.N
 
 def speed(folder: Path, options: argparse.Namespace) -> None:
     """Time everything with seeded weights: speed and size do not depend on their values."""
-    network_name = "vit_small_patch16_224"
-    network = architecture.seeded(network_name, None, 0)
+    network_name = options.architecture
+    network = architecture.seeded(network_name, options.image_size, 0)
     info = architecture.info(network, network_name, "imagenet", substitute="seeded weights")
-    models = entries(network, info, random_images(CALIBRATION_IMAGES, 224, "cpu", 0), folder, options)
+    size = info["image_size"]
+    models = entries(network, info, random_images(CALIBRATION_IMAGES, size, "cpu", 0), folder, options)
     for batch in BATCHES:
         # A process may have luck with where its memory lies: each is started several times.
-        times = pd.concat([blocks(models, batch, start, options) for start in range(options.starts)], ignore_index=True)
+        times = pd.concat(
+            [blocks(models, batch, size, start, options) for start in range(options.starts)], ignore_index=True
+        )
         table = pd.DataFrame({"ms": times.median()})
         for reference, names in REFERENCES.items():
             if present := [name for name in names if name in times]:
@@ -143,7 +146,7 @@ def speed(folder: Path, options: argparse.Namespace) -> None:
         table["size"] = [entry.size / models["fp32"].size for entry in models.values()]
         table["missing"] = [entry.missing for entry in models.values()]
         how = f"{options.threads} threads, {options.rounds} rounds, {options.starts} starts, ms per image"
-        show(table, f"speed-batch{batch}", f"{network_name}, {how}", options)
+        show(table, f"speed-batch{batch}", f"{network_name}, {size} pixels, {how}", options)
 
 
 def trust(data: Path, folder: Path, options: argparse.Namespace) -> None:
@@ -208,6 +211,8 @@ def main() -> None:
     parser.add_argument("--also", default="{}", help="more variants, as YAML: '{NAME: {recipe: RECIPE}}'")
     parser.add_argument("--peers", **names, help="other runtimes', of the presets; all by default")
     parser.add_argument("--parts", **names, default=["speed", "fidelity"], help="speed,fidelity")
+    parser.add_argument("--architecture", default="vit_small_patch16_224", help="timm's name of what is timed")
+    parser.add_argument("--image-size", type=int, help="in pixels; the architecture's by default")
     parser.add_argument("--threads", type=int, default=min(2, machine.compute_threads()))
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--starts", type=int, default=3, help="times that each process is started anew for its rounds")

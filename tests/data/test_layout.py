@@ -88,6 +88,10 @@ SAME = {
     "ImageFolder with valid": image_folder(val="valid"),
     "ImageFolder with test": image_folder(val="test"),
     "ImageFolder with Train and Val": image_folder(train="Train", val="Val"),
+    "ImageFolder with train_images and val_images": image_folder(train="train_images", val="val_images"),
+    "ImageFolder with images_train and images_val": image_folder(train="images_train", val="images_val"),
+    "ImageFolder with training_set and test_set": image_folder(train="training_set", val="test_set"),
+    "ILSVRC's names": image_folder(train="ILSVRC2012_img_train", val="ILSVRC2012_img_val"),
     "ImageFolder with training, and a test folder without labels": image_folder(train="training")
     | {"data/test/1.JPEG": b"x"},
     "names beginning with ./": official(f"./{TOP}"),
@@ -246,7 +250,17 @@ def test_classes_of_any_name(zipped: Callable[[Files], Path]) -> None:
         assert [len(images) for images in dataset.val.values()] == [3, 3, 3]
 
 
+def test_classes_whose_names_begin_like_splits(zipped: Callable[[Files], Path]) -> None:
+    names = {"n01": "train_station", "n02": "test_tube", "n03": "valley"}
+    files = {
+        name.replace(old, new): data for name, data in one_folder().items() for old, new in names.items() if old in name
+    }
+    with open_dataset(zipped(files)) as dataset:
+        assert dataset.classes == sorted(names.values())
+
+
 UNLABELLED_LAYOUTS = {
+    "COCO": flat("coco/train2017/") | {f"coco/val2017/{n}.JPEG": picture(n) for n in range(3)},
     "flat": flat(),
     "flat, at the top": flat(""),
     "flat train and val": flat("photos/train/") | {f"photos/val/{n}.JPEG": picture(n) for n in range(3)},

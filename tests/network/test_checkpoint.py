@@ -78,6 +78,7 @@ def path(tmp_path: Path) -> Path:
         ({"model": B, "model_ema": A}, "model_ema", ["model"]),
         ({"state_dict_ema": A}, "state_dict_ema", []),
         (under("model.", B) | under("ema_model.", A), "ema_model", ["model"]),
+        ({"state_dict": under("model.", B) | under("ema_", A)}, "state_dict.ema", ["state_dict.model"]),
         ({"callbacks": {"E": {"ema_state_dict": A}}, "state_dict": B}, "callbacks.E.ema_state_dict", ["state_dict"]),
         ({"teacher": under("net.", A), "student": under("module.net.", B)}, "teacher.net", ["student.net"]),
         ({"model": under("student.", B) | under("teacher.", A)}, "model.teacher", ["model.student"]),
@@ -126,6 +127,16 @@ def test_a_set_that_is_not_clear_is_an_error_that_lists_them(
 def test_a_teacher_of_another_width_is_not_taken(path: Path) -> None:
     distilled = under("student.", A) | under("teacher.", weights(embed_dim=128))
     assert loaded(path, distilled)[0].weights == "student"
+
+
+@pytest.mark.parametrize(
+    "averages", [{"shadow_params": list(B.values())}, {n.replace(".", ""): v for n, v in B.items()}]
+)
+def test_averaged_weights_that_are_not_understood_are_no_secret(path: Path, averages: object) -> None:
+    report, model = loaded(path, {"model": A, "ema": averages})
+    assert same(model, A)
+    assert "Raw weights were taken (model)" in report.notes[0]
+    assert not loaded(path, {"model": A, "ema": averages}, weights="model")[0].notes
 
 
 # What is left out, and what must not be
@@ -229,7 +240,47 @@ def test_a_grid_that_is_not_square_is_an_error(path: Path) -> None:
         loaded(path, A | {"pos_embed": torch.randn(1, 25, 64)})
 
 
+def test_positions_of_patches_alone_are_not_taken_for_an_odd_grid(path: Path) -> None:
+    with pytest.raises(UserError, match="it is of 16 patches and of no class token"):
+        loaded(path, A | {"pos_embed": A["pos_embed"][:, 1:]})
+
+
 # Names and formats of other libraries
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        (
+            {
+                "encoder.layer.0.attention.attention.query.weight": torch.ones(64, 64),
+                "encoder.layer.0.attention.attention.key.weight": torch.ones(64, 32),
+                "encoder.layer.0.attention.attention.value.weight": torch.ones(64),
+                "embeddings.patch_embeddings.projection.weight": torch.ones(64, 3, 8, 8),
+            },
+            "test_vit",
+        ),
+        ({"storage_tokens": torch.ones(4), "blocks.0.attn.qkv.bias": torch.ones(())}, "vit_tiny_patch16_dinov3_qkvb"),
+    ],
+)
+def test_shapes_that_no_converter_expects_are_errors(path: Path, changes: State, name: str) -> None:
+    with pytest.raises(UserError, match=r"does not fit model\.architecture"):
+        loaded(path, A | changes, architecture.build(name))
+
+
+def test_a_network_that_averages_before_its_norm_is_named(path: Path) -> None:
+    state = {name.replace("norm.", "fc_norm.") if name.startswith("norm.") else name: v for name, v in A.items()}
+    with pytest.raises(UserError, match="averages its patches before its last norm"):
+        loaded(path, state)
+
+
+@pytest.mark.parametrize(("name", "call"), [("model.safetensors", "load_file("), ("pytorch_model.bin", "torch.load(")])
+def test_shards_are_joined_by_the_library_of_their_format(tmp_path: Path, name: str, call: str) -> None:
+    part = tmp_path / name.replace(".", "-00001-of-00002.")
+    part.write_bytes(b"x")
+    with pytest.raises(UserError) as error:
+        checkpoint.load(tiny_vit(), part)
+    assert call in str(error.value)
 
 
 def transformers_names(state: State, swiglu: bool = False) -> State:
@@ -675,7 +726,9 @@ def test_biases_that_a_dinov3_lacks_are_not_lost(path: Path) -> None:
             loaded(path, content, dinov3("vit_small_patch16_dinov3"))
 
 
-def test_a_dinov3_in_metas_names_is_told_its_architecture(path: Path) -> None:
+def test_a_dinov3_in_metas_names_is_told_its_architecture(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["vit_small_patch16_224", "vit_small_patch16_dinov3", "vit_small_patch16_dinov3_qkvb"]
+    monkeypatch.setattr(timm, "list_models", lambda *_: names)  # all of timm's take seconds
     state = architecture.build("vit_small_patch16_dinov3").state_dict()
     torch.save(metas_dinov3(state), path)
     with pytest.raises(UserError, match=r"Set model.architecture to vit_small_patch16_dinov3\."):

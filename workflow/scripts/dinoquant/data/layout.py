@@ -1,6 +1,7 @@
 """Recognise how a data set's images lie in folders, and so which classes and splits it has. Nothing is decoded."""
 
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,9 +25,12 @@ from dinoquant.errors import UserError
 
 log = logging.getLogger(__name__)
 
-TRAIN_NAMES = {"train", "training"}
-VAL_NAMES = {"val", "validation", "valid"}
-TEST_NAMES = {"test", "testing"}
+# What folders of splits are called: train, training_set, train2017, images_train, ILSVRC2012_img_train.
+SPLIT = re.compile(
+    r"(?:(?:ilsvrc\d+_)?ima?ge?s?[_-])?(?:(?P<train>train(?:ing)?)|(?P<val>val(?:id(?:ation)?)?)|(?P<test>test(?:ing)?))"
+    r"(?:[_-]?(?:images?|imgs?|data|set|split|\d{4}))?",
+    re.IGNORECASE,
+)
 EXPECTED = (
     "Expected is a zip or tar file, or a folder, with one of: train/CLASS/* and val/CLASS/* (torchvision's "
     "ImageFolder); Tiny ImageNet's layout (wnids.txt, train/WNID/images/*, val/images/*, val/val_annotations.txt); a "
@@ -110,7 +114,7 @@ def _train_folder(images: list[str], lists: list[str]) -> str | None:
     depths: dict[str, int] = {}
     for folder in {name.rpartition("/")[0] for name in images}:
         parts = folder.split("/")
-        depth = next((depth for depth, part in enumerate(parts) if part.lower() in TRAIN_NAMES), None)
+        depth = next((depth for depth, part in enumerate(parts) if _split(part) == "train"), None)
         if depth is not None:
             depths["/".join(parts[: depth + 1]) + "/"] = depth
     if lists:
@@ -122,11 +126,18 @@ def _train_folder(images: list[str], lists: list[str]) -> str | None:
     folder, *others = sorted(folder for folder, depth in depths.items() if depth == least)
     if others:
         raise UnusableContainerError(
-            f"it has more than one folder of training images: {', '.join([folder, *others])}. Take all but one away."
+            f"it has more than one folder of training images: {', '.join([folder, *others])}. Take all but one away; "
+            "or, if they are of one class each, put the splits above the classes: train/CLASS/*."
         )
     # One of the classes may be called "train": then no folder beside it is a split, and it holds none itself.
-    beside_it = {name.lower() for name in _folders_in(images, _parent(folder))}
-    return folder if _folders_in(images, folder) or beside_it & (VAL_NAMES | TEST_NAMES) else None
+    beside_it = {_split(name) for name in _folders_in(images, _parent(folder))}
+    return folder if _folders_in(images, folder) or beside_it & {"val", "test"} else None
+
+
+def _split(name: str) -> str | None:
+    """Return which split a folder of that name holds; None where it is another."""
+    match = SPLIT.fullmatch(name)
+    return match.lastgroup if match else None
 
 
 def _parent(folder: str) -> str:
@@ -200,9 +211,7 @@ def _note_alike(contents: Contents, classes: Images) -> None:
 def _val_folders(contents: Contents, top: str) -> tuple[str | None, str | None]:
     """Return the folders of validation and of test images beside that of training images, with a slash at their end."""
     beside = _folders_in(contents.images, top)
-    val, test = (
-        sorted(f"{top}{name}/" for name in beside if name.lower() in known) for known in (VAL_NAMES, TEST_NAMES)
-    )
+    val, test = (sorted(f"{top}{name}/" for name in beside if _split(name) == split) for split in ("val", "test"))
     for named in (val, test):
         if len(named) > 1:
             raise UnusableContainerError(

@@ -32,6 +32,7 @@ def load(model: nn.Module, path: str | Path, *, image_size: int | None = None, w
         choice = choose(content, model, weights)
         heads = fit(model, choice.taken.tensors)
         loaded = Loaded(choice.taken.label, choice.others, choice.beside, sorted([*choice.taken.strays, *heads]))
+        loaded.notes.extend(choice.notes)
     loaded.notes.extend(_resized(model, native, image_size))
     log.info("weights taken from the checkpoint: %s", loaded.weights)
     if loaded.other_weights:

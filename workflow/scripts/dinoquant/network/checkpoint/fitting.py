@@ -129,6 +129,12 @@ def _take_size(model: nn.Module, positions: int) -> None:
             f"model.checkpoint has a position embedding of {patches} patches, which is no square grid, and the images "
             "here are square. Interpolate it first: timm.layers.resample_abs_pos_embed(pos_embed, "
             "new_size=[SIDE, SIDE], old_size=[HEIGHT, WIDTH])."
+            + (
+                f" Or it is of {positions} patches and of no class token: then set model.architecture to timm's name "
+                "of the network that it is of, such as deit3_*."
+                if math.isqrt(positions) ** 2 == positions
+                else ""
+            )
         )
     architecture.resize(model, side * patch)
 
@@ -176,6 +182,11 @@ def _advice(state: Mapping[str, Tensor], model: nn.Module) -> str:
     if names:
         return f"It is {_described(*found)}. Set model.architecture to {' or '.join(names)}."
     if found == architecture.dimensions(model):
+        if "fc_norm.weight" in state and "norm.weight" not in state:
+            return (
+                "It averages its patches before its last norm (fc_norm), as MAE's fine-tuned models do, which none of "
+                "timm's architectures with these tensors does. Use its weights from before that fine-tuning."
+            )
         return "All else fits: the checkpoint is not whole, or the network that it is of was changed."
     return f"It is {_described(*found)}, which no architecture of timm is that has its tensors."
 

@@ -10,12 +10,15 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor, nn
 
+from dinoquant.errors import UserError
 from dinoquant.network import architecture
 
 # What wrappers of PyTorch put into names, anywhere: DistributedDataParallel, compile, FSDP, activation checkpointing.
 WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 # DINOv2 trains its blocks in chunks; the second number counts through all of them.
 CHUNKED = re.compile(r"(^|\.)blocks\.\d+\.(\d+\.)")
+# Averaged copies beside the weights, one by one.
+EMA_COPIES = re.compile(r"(^|\.)ema_(?=(?:patch_embed|blocks|norm)\.|cls_token$|pos_embed$)")
 
 Renames = tuple[tuple[str, str], ...]
 # Hugging Face transformers: ViT, DeiT, ViTMAE, ViTMSN, Dinov2, Dinov2WithRegisters. The first that fits wins.
@@ -109,7 +112,7 @@ FOREIGN: tuple[tuple[str, str, str], ...] = (
     ),
     (
         r"relative_position_bias(_table)?$",
-        "a BEiT or another transformer with relative positions",
+        "a BEiT, Swin or another transformer with relative positions",
         "Set model.architecture to timm's name of it, and use its names of weights",
     ),
     (
@@ -143,6 +146,7 @@ def normalised(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str, Ten
     """
     state = _renamed(tensors, {name: WRAPPERS.sub("", name) for name in tensors})
     state = _renamed(state, {name: CHUNKED.sub(r"\1blocks.\2", name) for name in state})
+    state = _renamed(state, {name: EMA_COPIES.sub(r"\1ema.", name) for name in state})
     for mark, renames in SCHEMES:
         if any(re.search(mark, name) for name in state):
             state = _joined(_renamed(state, {name: _translated(name, renames) for name in state}))
@@ -165,7 +169,9 @@ def timm_names(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tenso
         biases = {name: value for name, value in state.items() if name.endswith("attn.qkv.bias")}
         state = {name: value for name, value in state.items() if name not in biases}
         for name, value in biases.items():
-            query, _, values = value.tensor_split(3)  # keys have none: what the file has there is masked
+            query, _, values = torch.atleast_1d(value).tensor_split(
+                3
+            )  # keys have none: what the file has there is masked
             if query.any() or values.any():
                 part = name.removesuffix("qkv.bias")
                 lost |= {f"{part}q_bias": query, f"{part}v_bias": values}
@@ -180,7 +186,12 @@ def timm_names(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tenso
     options = {"adapt_layer_scale": True} if "adapt_layer_scale" in inspect.signature(converter).parameters else {}
     # The token of masked training is how timm knows Meta's DINOv2, whose registers and SwiGLU have other names.
     marked = {"mask_token": torch.empty(0)} if any(map(META.search, state)) else {}
-    converted: dict[str, Tensor] = converter({**state, **marked}, shapes, **options)
+    try:
+        converted: dict[str, Tensor] = converter({**state, **marked}, shapes, **options)
+    except (AttributeError, IndexError, KeyError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"model.checkpoint does not fit model.architecture: timm's converter of its names says {error}."
+        ) from error
     return converted | lost
 
 
@@ -222,7 +233,7 @@ def _joined(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, part in parts.items():
         if name.endswith("bias") and part.keys() == {"query", "value"}:
             part["key"] = torch.zeros_like(part["query"])
-        if len(part) == 3:
+        if len(part) == 3 and len({value.shape[1:] for value in part.values() if value.ndim}) == 1:
             rest[name] = torch.cat([part[key] for key in ("query", "key", "value")])
         else:
             rest |= {name.replace("qkv.", f"{key}."): value for key, value in part.items()}

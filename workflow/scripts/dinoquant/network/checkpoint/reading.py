@@ -24,10 +24,16 @@ def read(path: Path) -> object:
     Raises UserError saying what the file is instead, and what to do.
     """
     if SHARD.search(path.name):
+        safe = ".safetensors" in path.name
+        library, reader, writer = (
+            ("from safetensors.torch import load_file, save_file", "load_file", "save_file")
+            if safe
+            else ("import torch", "torch.load", "torch.save")
+        )
         raise UserError(
             f"model.checkpoint: {path} is a part of a checkpoint in several files (shards), and one file is expected. "
-            "Join them: from safetensors.torch import load_file, save_file; "
-            "save_file({name: tensor for file in FILES for name, tensor in load_file(file).items()}, NEW_FILE)"
+            f"Join them in Python: {library}; "
+            f"{writer}({{name: tensor for file in FILES for name, tensor in {reader}(file).items()}}, NEW_FILE)"
         )
     if os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD"):
         raise UserError(

@@ -41,11 +41,12 @@ class WeightSet:
 
 @dataclass(frozen=True)
 class Choice:
-    """The set of weights that is taken, the labels of the others, and the keys of what else the file holds."""
+    """The set of weights that is taken, the labels of the others, the keys of what else the file holds, and a note."""
 
     taken: WeightSet
     others: list[str]
     beside: list[str]
+    notes: list[str]
 
 
 def choose(content: object, model: nn.Module, asked: str | None) -> Choice:
@@ -66,7 +67,24 @@ def choose(content: object, model: nn.Module, asked: str | None) -> Choice:
     holding = {path[0] for path, tensors in trees if path and any(path == one.path for one in sets)}
     whole_module = isinstance(content, Placeholder) and trees[0][0] == ()
     beside = [] if whole_module else _beside(content, holding)
-    return Choice(taken, [one.label for one in sets if one is not taken], beside)
+    notes = []
+    if asked is None and _rank(taken.label)[0] and (unread := _unread_averages(trees, sets, len(expected))):
+        notes.append(
+            f"Raw weights were taken ({taken.label}). The checkpoint holds what is called averaged weights, too "
+            f"({unread}), but in a form that is not known here: to have these, save them as a state dict."
+        )
+    return Choice(taken, [one.label for one in sets if one is not taken], beside, notes)
+
+
+def _unread_averages(trees: list[Tree], sets: list[WeightSet], size: int) -> str | None:
+    """Return where many tensors are called averaged that are in no set: nameless lists, or names without dots."""
+    strays = {one.path: one.strays for one in sets}
+    for path, tensors in trees:
+        names = strays.get(path, list(tensors))
+        called = [name for name in names if any(map(AVERAGED.search, [*path, *name.split(".")[:-1]]))]
+        if 2 * len(called) >= size:
+            return ".".join(path) or called[0]
+    return None
 
 
 def _beside(content: object, holding: set[str]) -> list[str]:
