@@ -1,5 +1,5 @@
 # One line each: what people do here. Every target makes the environment it needs.
-.PHONY: env peers demo run compare test lint bench bench-gpu lock
+.PHONY: env peers demo run estimate compare test lint bench bench-gpu lock
 CORES ?= all
 # V=1 shows Snakemake's own console, with every job and why it runs.
 SNAKEMAKE = PYTHONPATH=workflow/console .venv/bin/snakemake --cores $(CORES) $(if $(V),,--logger dinoquant)
@@ -20,6 +20,10 @@ demo: env
 
 run: env
 	$(SNAKEMAKE)
+
+# What a run would take: make estimate, or make estimate CONFIG=my.yaml
+estimate: env
+	@.venv/bin/python workflow/scripts/estimate.py --cores $(CORES) $(if $(CONFIG),--configfile $(CONFIG))
 
 compare: env
 	@.venv/bin/python workflow/scripts/compare.py $(A) $(B)
