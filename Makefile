@@ -1,5 +1,5 @@
 # One line each: what people do here. Every target makes the environment it needs.
-.PHONY: env peers demo run compare test lint bench bench-gpu lock
+.PHONY: env peers demo run estimate compare test lint bench bench-gpu lock
 CORES ?= all
 # V=1 shows Snakemake's own console, with every job and why it runs.
 SNAKEMAKE = PYTHONPATH=workflow/console .venv/bin/snakemake --cores $(CORES) $(if $(V),,--logger dinoquant)
@@ -12,11 +12,18 @@ peers: .venv-peers/done
 .venv-peers/done: envs/peers.lock
 	@python3 envs/install.py .venv-peers envs/peers.lock && touch $@
 
+# A first answer first: in one run its timing, which needs all cores, would wait for all jobs that need a single one.
+FIRST = results/latency/cpu/int8-smooth/batch1.json
 demo: env
-	$(SNAKEMAKE) --configfile config/demo.yaml
+	@$(SNAKEMAKE) --configfile config/demo.yaml --prioritize $(FIRST) -- models $(FIRST)
+	@$(SNAKEMAKE) --configfile config/demo.yaml
 
 run: env
 	$(SNAKEMAKE)
+
+# What a run would take: make estimate, or make estimate CONFIG=my.yaml
+estimate: env
+	@.venv/bin/python workflow/scripts/estimate.py --cores $(CORES) $(if $(CONFIG),--configfile $(CONFIG))
 
 compare: env
 	@.venv/bin/python workflow/scripts/compare.py $(A) $(B)

@@ -55,12 +55,12 @@ def finished(number: int) -> dict:
 STATS = {"event": "run_info", "stats": {"quantize": 20, "total": 20}}
 
 
-def test_progress_is_a_line_for_each_tenth_where_there_is_no_terminal(tmp_path: Path) -> None:
-    events = [event for number in range(20) for event in (started(number, "quantize"), finished(number))]
-    lines = shown(tmp_path, STATS, *events).splitlines()
-    assert lines[0].startswith("20 jobs")
-    assert [line.split(",")[0].strip() for line in lines[1:]] == [f"{percent} %" for percent in range(10, 100, 10)]
-    assert "left" not in lines[1]  # after two jobs nothing is known
+def test_progress_is_a_line_for_each_quarter_where_there_is_no_terminal(tmp_path: Path) -> None:
+    events = [event for number in range(16) for event in (started(number, "quantize"), finished(number))]
+    lines = shown(tmp_path, {"event": "run_info", "stats": {"quantize": 16, "total": 16}}, *events).splitlines()
+    assert lines[0].startswith("16 jobs")
+    assert [line.split(",")[0].strip() for line in lines[1:]] == [f"{percent} %" for percent in range(25, 100, 25)]
+    assert "left" not in lines[1]  # after four jobs nothing is known
     assert "about 0:00 left" in lines[-1]
 
 

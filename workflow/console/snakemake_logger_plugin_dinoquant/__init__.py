@@ -20,7 +20,7 @@ from snakemake_interface_logger_plugins.common import LogEvent
 from tqdm import tqdm
 
 JOB_STDERR = Path("logs/console.log")
-PLAIN_STEPS = 10  # lines of progress where the output is no terminal
+PLAIN_STEPS = 25  # percent between lines of progress where the output is no terminal
 CLEARLY_FASTER = 1.1
 FEWEST_TIMES = 5  # of finished jobs, for a guess at the time left
 # A job's log ends with its error (`dinoquant.job`), which may have several lines.

@@ -31,7 +31,7 @@ LINKS = "results/recommended"
 EXAMPLE = Path(__file__).parent / "templates" / "example.py"  # runs a TorchScript file on a photograph
 RUN_THAT_TELLS = (
     "The run that tells is make run, with DINO's weights and photographs. It downloads 335 MB: Tiny ImageNet, "
-    "248 MB, and the checkpoint, 87 MB."
+    "248 MB, and the checkpoint, 87 MB. What it takes here, make estimate tells."
 )
 MEASURE = {  # key of the budget -> what it limits, in a sentence
     "cosine": "mean cosine to fp32",
