@@ -106,7 +106,15 @@ def variants() -> dict[str, dict[str, Any]]:
 def make(folder: Path) -> dict[str, str]:
     """Write every variant of a small transformer and the images to compare with; return the variants' recipes."""
     network, calibration = tiny_vit(), photographs(16, 1)
-    info = {"architecture": "tiny", "image_size": 32, "mean": [0.5] * 3, "std": [0.5] * 3, "pooling": "token"}
+    info = {
+        "architecture": "tiny",
+        "image_size": 32,
+        "mean": [0.5] * 3,
+        "std": [0.5] * 3,
+        "pooling": "token",
+        "output": "features",
+        "tokens": None,
+    }
     sensitivity = [
         {"module": name, "precision": precision, "images": "16", "cosine_mean": "0.9999", "knn_top1_drop": "0.0"}
         | {"knn_agreement": "100.0", "macs": "1000"}

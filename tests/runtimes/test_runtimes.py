@@ -116,7 +116,7 @@ def converted(onnx: Path, folder: Path, runtime: str, recipe: str, **options: An
     """Make a model as the workflow does, with its card beside it."""
     path = folder / f"model{runtimes.RUNTIMES[runtime].suffixes[0]}"
     card = {"variant": "x", "runtime": runtime, "recipe": recipe, "options": options}
-    card |= {"architecture": ARCHITECTURE, "image_size": SIZE, "pooling": "architecture"}
+    card |= {"architecture": ARCHITECTURE, "image_size": SIZE, "pooling": "architecture", "output": "features"}
     images = torch.randn(4, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1)).numpy()
     with Remote(runtime, 1) as process:
         process.ask("convert", images, source=str(onnx), target=str(path), card=card)

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dinoquant.errors import UserError
 from dinoquant.files import atomic
 from dinoquant.network.card import MEMBER, Card, new_card, read_card
-from dinoquant.recipes import TORCHSCRIPT
+from dinoquant.recipes import TOKENS, TORCHSCRIPT
 from dinoquant.recipes.base import Quantized, engine
 
 # Largest deviation allowed, relative to the largest feature: rounding of another summation order in float32, and of
@@ -29,6 +29,10 @@ def export(
 ) -> None:
     """Trace ``quantized`` and write it to ``path``: float32 ``[B, 3, S, S]`` -> float32 ``[B, D]`` for any B.
 
+    Of a vision transformer the file has a second method, on the same weights: `forward_features` gives all tokens
+    behind the last norm, ``[B, N, D]``. Where ``info`` says that the model gives these, it is `forward_head`, which
+    makes features of them. The names are timm's.
+
     The trace is taken at batch 1 and compared with the module at batch 2; the file is loaded again and compared with
     the trace. What the file is, it says itself: `dinoquant.network.card.read_card`.
 
@@ -38,24 +42,30 @@ def export(
     Raises UserError if the model yields no feature vectors, RuntimeError if one of the comparisons fails.
     """
     images = torch.randn(2, 3, info["image_size"], info["image_size"], generator=torch.Generator().manual_seed(0))
-    traced = _trace(quantized, images[:1])
     with torch.no_grad():
-        expected = quantized.module(images)
-        found = traced(images)
-    if found.ndim != 2:
+        given = quantized.module.eval()(images)
+    if given.ndim != (3 if info["output"] == TOKENS else 2):
         raise UserError(
-            f"model.architecture yields {list(found.shape[1:])} per image, not one feature vector: "
+            f"model.architecture yields {list(given.shape[1:])} per image, not one feature vector: "
             "choose an architecture that pools its tokens."
         )
+    inputs = {"forward": images}
+    if info["output"] == TOKENS:
+        inputs["forward_head"] = given
+    elif info["tokens"] is not None:
+        inputs["forward_features"] = images
+    traced = _trace(quantized, {method: batch[:1] for method, batch in inputs.items()})
     tolerance = TOLERANCE_REDUCED if quantized.became else TOLERANCE_FLOAT32
-    require_close(found, expected, tolerance, "the trace and the model it was taken from")
+    found = _results(traced, inputs)
+    for result, expected in zip(found, _results(quantized.module, inputs), strict=True):
+        require_close(result, expected, tolerance, "the trace and the model it was taken from")
     card = new_card(variant, TORCHSCRIPT, options, info, quantized.engine)
     card["torch"] = torch.__version__
     with atomic(path) as partial:
         partial.write_bytes(_serialize(traced, card))
         reloaded = load(partial)
-    with torch.no_grad():
-        require_close(reloaded(images), found, TOLERANCE_FLOAT32, "the file and the trace it was written from")
+    for result, expected in zip(_results(reloaded, inputs), found, strict=True):
+        require_close(result, expected, TOLERANCE_FLOAT32, "the file and the trace it was written from")
 
 
 def load(path: str | Path, device: str = "cpu", card: Card | None = None) -> torch.jit.ScriptModule:
@@ -83,14 +93,22 @@ def torchscript_warnings_known() -> Iterator[None]:
 
 
 @torch.no_grad()
-def _trace(quantized: Quantized, image: Tensor) -> torch.jit.ScriptModule:
+def _results(model: nn.Module, inputs: Mapping[str, Tensor]) -> list[Tensor]:
+    """Return what each method of ``model`` gives for its input."""
+    return [getattr(model, method)(batch) for method, batch in inputs.items()]
+
+
+@torch.no_grad()
+def _trace(quantized: Quantized, inputs: Mapping[str, Tensor]) -> torch.jit.ScriptModule:
+    """Return the methods that ``inputs`` are for, of one image."""
     with torchscript_warnings_known():
-        traced: torch.jit.ScriptModule = torch.jit.trace(  # type: ignore[no-untyped-call]  # not typed in torch
-            quantized.module.eval(), image, check_trace=False
+        traced: torch.jit.ScriptModule = torch.jit.trace_module(  # type: ignore[no-untyped-call]  # not typed in torch
+            quantized.module, dict(inputs), check_trace=False
         )
         if quantized.packs_on_loading:
             return traced
-        frozen: torch.jit.ScriptModule = torch.jit.freeze(traced, preserved_attrs=list(quantized.variable))
+        kept = [*quantized.variable, *(method for method in inputs if method != "forward")]
+        frozen: torch.jit.ScriptModule = torch.jit.freeze(traced, preserved_attrs=kept)
     return frozen
 
 
