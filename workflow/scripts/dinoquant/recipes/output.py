@@ -38,6 +38,15 @@ def with_output(model: nn.Module, output: str) -> nn.Module:
     return model
 
 
+def give_features(model: nn.Module, images: Tensor) -> Tensor:
+    """Return the features ``[B, D]`` of images, also of a model that gives tokens."""
+    features: Tensor = model(images)
+    if isinstance(model, GivesTokens):
+        head: Any = model.forward_head
+        features = head(features)
+    return features
+
+
 def token_count(model: nn.Module) -> int | None:
     """Return how many tokens a plain vision transformer makes of an image, None for another network."""
     if not isinstance(model, PLAIN):

@@ -10,6 +10,7 @@ from tqdm import tqdm
 from dinoquant.errors import UserError
 from dinoquant.recipes.anatomy.families import targets
 from dinoquant.recipes.linears import copy_with_targets
+from dinoquant.recipes.output import give_features
 
 BATCH = 8
 TOKENS = 64  # kept of each image, besides the first
@@ -37,7 +38,6 @@ def observe(model: nn.Module, images: Tensor) -> dict[str, Observed]:
     The weights are the diagonal of the Gauss-Newton approximation of the features' squared error, as a product of rows
     and outputs, from the gradients of random projections of the features. (PTQ4ViT, arXiv:2111.12293, weighs by
     gradients too.) They matter: a feature is read from one token of hundreds, and rows differ by orders of magnitude.
-    Where the model gives tokens, each of them counts as a feature does.
     """
     quantizable = set(targets(model))  # a Linear of attention pooling may see no image, only a learned query
     rewritten, names = copy_with_targets(model, ["Linear", "Conv2d"])
@@ -49,11 +49,11 @@ def observe(model: nn.Module, images: Tensor) -> dict[str, Observed]:
     try:
         for batch in tqdm(torch.split(images, BATCH), desc="calibrating", unit="batch", disable=None):
             with torch.enable_grad():
-                features = rewritten(batch.clone().requires_grad_(True))
+                features = give_features(rewritten, batch.clone().requires_grad_(True))
             squared = {name: torch.zeros(()) for name in names}
             for probe in range(PROBES):
                 direction = torch.randn(features.shape, generator=generator)
-                direction /= features.detach().norm(dim=-1, keepdim=True)
+                direction /= features.detach().norm(dim=1, keepdim=True)
                 gradients = torch.autograd.grad(
                     features, [outputs[name][1] for name in names], direction, retain_graph=probe + 1 < PROBES
                 )
