@@ -33,6 +33,7 @@ def test_bf16_is_unsupported_where_it_is_emulated(run: Checkout) -> None:
     assert read_json(results / "energy/cpu/bf16.json")["energy_mj_per_image"] is None
     assert len(np.load(results / "features/bf16.npz")["query"]) == 0
     assert str(np.load(results / "attention/bf16.npz")["reason"]) == reason
+    assert read_json(results / "patches/bf16.json")["patch_reason"] == reason
     recommendation = json.loads((results / "recommendation.json").read_text())["devices"]["cpu"]
     assert recommendation["rejected"]["bf16"] == f"does not run here: {reason}"
     assert "bf16 would be emulated" in (results / "report.html").read_text()

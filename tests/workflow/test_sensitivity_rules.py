@@ -13,6 +13,7 @@ OF_THE_VARIANT = {
     "evaluate_accuracy variant=int8-auto",
     "evaluate_probe variant=int8-auto",
     "extract_attention variant=int8-auto",
+    "measure_patches variant=int8-auto",
     "measure_latency device=cpu, variant=int8-auto, batch=1",
     "measure_footprint device=cpu, variant=int8-auto",
     "measure_energy device=cpu, variant=int8-auto",

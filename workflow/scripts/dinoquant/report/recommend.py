@@ -35,6 +35,7 @@ RUN_THAT_TELLS = (
 )
 MEASURE = {  # key of the budget -> what it limits, in a sentence
     "cosine": "mean cosine to fp32",
+    "patch_cosine": "mean cosine of patches to fp32's",
     "knn_top1_drop": "loss of k-NN top-1",
     "latency_ms": "median latency",
     "size_mb": "size",
@@ -258,6 +259,11 @@ def _reasons(pick: Row, choice: Choice, budget: Budget, rejected: Mapping[str, s
         reasons.append(
             f"Its features have a mean cosine of {_with_interval(pick, 'cosine_mean', '')} to fp32's; "
             f"{budget['cosine']:g} was asked for."
+        )
+    if pick["patch_cosine_mean"] and budget["patch_cosine"] is not None:
+        reasons.append(
+            f"Its patches have a mean cosine of {_with_interval(pick, 'patch_cosine_mean', '')} to fp32's; "
+            f"{budget['patch_cosine']:g} was asked for."
         )
     drop, low, high = (number(pick, f"{KNN}{end}") for end in ("", "_ci_low", "_ci_high"))
     if drop is not None and low is not None and high is not None and pick["variant"] != BASELINE:
