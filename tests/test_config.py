@@ -105,6 +105,8 @@ def test_numbers_are_read_however_they_are_written() -> None:
     for word in ("nan", "inf", "1_0", "0x10", "true"):
         with pytest.raises(UserError, match=r"latency.rounds"):
             complete(merged(GOOD, {"latency": {"rounds": word}}), SCHEMA)
+    with pytest.raises(UserError, match=r"accuracy.temperature: '1e400'"):  # more than a float holds
+        complete(merged(GOOD, {"accuracy": {"temperature": "1e400"}}), SCHEMA)
 
 
 @pytest.mark.parametrize("key", ["on", "1.0e+3", "8", "2024-01-01", "~", "No"])

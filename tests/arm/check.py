@@ -24,11 +24,12 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from dinoquant.config import complete
-from dinoquant.network.export import TOLERANCE_FLOAT32, TOLERANCE_REDUCED, export
+from dinoquant.network.export import export
 from dinoquant.recipes import TORCHSCRIPT, recipes
 from dinoquant.recipes.anatomy.families import targets
 from dinoquant.recipes.base import load_recipe
 from dinoquant.recipes.int8.assemble import PER_TOKEN, STATIC
+from dinoquant.runtimes.convert import TOLERANCES
 from samples import photographs, tiny_vit
 
 ROOT = Path(__file__).parents[2]
@@ -150,7 +151,7 @@ def verdict(
     if recipe in ("int8-dynamic", "int8-static"):
         fine = cosines[1] >= cosines[0] - LOST_COSINE
     else:
-        fine = deviation <= (TOLERANCE_REDUCED if recipe in ("bf16", "fp16") else TOLERANCE_FLOAT32)
+        fine = deviation <= TOLERANCES["bf16" if recipe in ("bf16", "fp16") else "fp32"]
     return fine, [there["path"], f"{deviation:.1e}", *(f"{cosine:.4f}" for cosine in cosines)]
 
 

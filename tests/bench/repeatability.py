@@ -2,7 +2,8 @@
 
 A run is the workflow's own, `snakemake --forcerun measure_latency`, of a few cells of the demo with a smaller model and
 short blocks, or of all that `--cells` and `--latency` ask for. Some runs are made on the machine as it is, others
-beside something that disturbs them, in turns: a busy core, memory traffic, a process that works now and then. A row is
+beside something that disturbs them, each of `--disturbances` in turn: a busy core, memory traffic, a process that works
+now and then. What each run took is printed. A row is
 confirmed if its speed-up is within 5 % of the median of the other undisturbed runs. Runs add up in `--folder`, so that
 they can be made a few at a time; `--quiet 0 --disturbed 0` prints the tables of those that are there.
 """
@@ -12,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +25,7 @@ from dinoquant.measure.verdict import CONFIRMED
 from dinoquant.report.summary import machine_states, verdict
 
 ROOT = Path(__file__).parents[2]
-CELLS = ["fp32/batch1", "int8-static/batch1", "int8-per-token/batch1", "bf16/batch1"]
+CELLS = [f"{variant}/batch{n}" for variant in ("fp32", "int8-static", "int8-per-token", "bf16") for n in (1, 4)]
 DISTURBANCES = {
     "busy core": "while True: pass",
     "memory traffic": "block = bytearray(1 << 28)\nwhile True: bytes(block)",
@@ -122,6 +124,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quiet", type=int, default=5, help="runs to add on the machine as it is")
     parser.add_argument("--disturbed", type=int, default=5, help="runs to add beside something else")
+    parser.add_argument("--disturbances", nargs="+", default=list(DISTURBANCES), choices=DISTURBANCES, metavar="NAME")
     parser.add_argument("--cells", nargs="+", default=CELLS, metavar="VARIANT/BATCH", help="what to time")
     parser.add_argument("--config", type=Path, default=ROOT / "config/demo.yaml")
     parser.add_argument("--architecture", default="vit_tiny_patch16_224", help="the model, of those that timm names")
@@ -133,16 +136,16 @@ def main() -> None:
     config = ["--configfile", str(options.config), "--config", *overrides]
     with tempfile.TemporaryDirectory() as temporary:
         folder = (options.folder or Path(temporary)).resolve()
-        programs = [None] * options.quiet + [
-            list(DISTURBANCES.values())[number % len(DISTURBANCES)] for number in range(options.disturbed)
-        ]
-        if programs:
+        names = [options.disturbances[number % len(options.disturbances)] for number in range(options.disturbed)]
+        beside_what = [None] * options.quiet + names
+        if beside_what:
             models = {f"results/models/{cell.split('/')[0]}/model.pt" for cell in [*options.cells, "fp32/"]}
             snakemake(folder, config, "--", *sorted(models))
-        for program in programs:
-            kind = folder / "runs" / ("disturbed" if program else "quiet")
-            with beside(program):
+        for name in beside_what:
+            kind, start = folder / "runs" / ("disturbed" if name else "quiet"), time.monotonic()
+            with beside(DISTURBANCES[name] if name else None):
                 run(folder, config, options.cells, kind / f"{len(list(kind.glob('*'))):03}")
+            print(f"a run beside {name or 'nothing'}: {time.monotonic() - start:.0f} s", flush=True)
         rows = judged(read(folder / "runs"))
         print(f"{per_cell(rows).to_string(float_format='%.4g')}\n")
         missed = False

@@ -172,6 +172,7 @@ def trust(data: Path, folder: Path, options: argparse.Namespace) -> None:
     table = pd.DataFrame(
         {name: {"cosine": each.mean(), "cosine_p5": np.percentile(each, 5)} for name, each in cosines.items()}
     ).T.reindex(models)
+    table["size"] = [entry.size / models["fp32"].size for entry in models.values()]
     table["missing"] = [entry.missing for entry in models.values()]
     show(table, "fidelity", f"{network_name}, {len(queries)} real images", options)
 

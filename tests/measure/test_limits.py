@@ -70,8 +70,9 @@ def test_memory_bounds_a_model_of_few_operations() -> None:
     assert found["bound"] == "memory"
 
 
-def test_a_precision_that_the_machine_emulates_is_no_slower_than_float32() -> None:
-    found = limit({"bf16": 10**9}, 0, gemm_flops=PEAKS | {"bf16": 1e7})
+@pytest.mark.parametrize("emulated", [1e7, None])
+def test_a_precision_that_the_machine_emulates_is_no_slower_than_float32(emulated: float | None) -> None:
+    found = limit({"bf16": 10**9}, 0, gemm_flops=PEAKS | {"bf16": emulated})
     assert found["limit_ms"] == pytest.approx(2000)
 
 

@@ -2,7 +2,7 @@
 
 import gc
 import json
-import time
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +26,28 @@ def scripted(times_ms: list[float], monkeypatch: pytest.MonkeyPatch) -> Callable
         return taken
 
     return call
+
+
+class Machine:
+    """Calls that last so long on a clock of their own, give or take 1 %; each second on it, longer by `drift`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, drift: float = 0.0) -> None:
+        self.seconds, self.drift, self.noise = 0.0, drift, random.Random(0)
+        monkeypatch.setattr(rounds.time, "perf_counter", lambda: self.seconds)
+
+    def call(self, milliseconds: float) -> Callable[[], float]:
+        def call() -> float:
+            assert not gc.isenabled()
+            taken = milliseconds * (1 + self.drift * self.seconds) * self.noise.gauss(1, 0.01)
+            self.seconds += taken / 1e3
+            return taken
+
+        return call
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    return Machine(monkeypatch)
 
 
 def test_warm_up_ends_when_two_groups_agree(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,16 +111,23 @@ def test_blocks_end_when_the_samples_are_enough() -> None:
     assert (len(samples["variant"]), len(samples["fp32"]), len(first)) == (7, 7, 7)
 
 
-def test_a_timing_of_one_process_ends_when_its_speedup_is_known() -> None:
+def test_a_timing_of_one_process_ends_when_its_speedup_is_known(machine: Machine) -> None:
     protocol = TimingProtocol(rounds=40, processes=1, precision=0.5, block_seconds=0.01, warmup_seconds=0.1, seed=0)
-    result = timed({"variant": sleeper(2), "fp32": sleeper(2)}, protocol)
+    result = timed({"variant": machine.call(2), "fp32": machine.call(2)}, protocol)
     assert result["stopped"] == "precise"
     assert 6 <= result["rounds"] < 40
 
 
-def test_no_more_processes_than_it_takes() -> None:
+def test_rounds_that_take_much_longer_than_they_should_are_not_all_made(machine: Machine) -> None:
+    protocol = TimingProtocol(rounds=30, processes=1, precision=0.0, block_seconds=0.001, warmup_seconds=0.1, seed=0)
+    result = timed({"variant": machine.call(10), "fp32": machine.call(10)}, protocol)
+    assert result["stopped"] == "budget"
+    assert 6 <= result["rounds"] < 15, "30 rounds of two blocks should last 60 ms, and three times that are nine rounds"
+
+
+def test_no_more_processes_than_it_takes(machine: Machine) -> None:
     protocol = TimingProtocol(rounds=40, processes=8, precision=0.5, block_seconds=0.01, warmup_seconds=0.1, seed=0)
-    result = timed({"variant": sleeper(2), "fp32": sleeper(2)}, protocol)
+    result = timed({"variant": machine.call(2), "fp32": machine.call(2)}, protocol)
     assert result["stopped"] == "precise"
     assert 3 <= len(set(result["process"])) < 8
 
@@ -107,18 +136,6 @@ def test_the_garbage_collector_waits() -> None:
     with rounds._no_garbage_collection():
         assert not gc.isenabled()
     assert gc.isenabled()
-
-
-def sleeper(milliseconds: float) -> Callable[[], float]:
-    """Return a call that waits so long, and returns what it waited."""
-
-    def call() -> float:
-        assert not gc.isenabled()
-        start = time.perf_counter()
-        time.sleep(milliseconds / 1e3)
-        return (time.perf_counter() - start) * 1e3
-
-    return call
 
 
 def timed(
@@ -132,11 +149,11 @@ def timed(
     return combine(repeat(start, protocol), batch_size=batch_size, protocol=protocol)
 
 
-def test_calls_are_measured_whatever_they_run() -> None:
+def test_calls_are_measured_whatever_they_run(machine: Machine) -> None:
     protocol = TimingProtocol(rounds=8, processes=3, precision=0.0, block_seconds=0.02, warmup_seconds=0.5, seed=3)
-    result = timed({"variant": sleeper(1), "fp32": sleeper(5)}, protocol, batch_size=2)
+    result = timed({"variant": machine.call(1), "fp32": machine.call(5)}, protocol, batch_size=2)
     assert json.loads(json.dumps(result, allow_nan=False)) == result
-    assert 2 < result["speedup"] < 5.5
+    assert result["speedup"] == pytest.approx(5, rel=0.01)
     assert result["latency_p50_ms"] < result["fp32_p50_ms"]
     assert result["throughput_ips"] == pytest.approx(2000 / result["latency_p50_ms"])
     counts = result["protocol"]["calls_per_block"]
@@ -151,15 +168,19 @@ def test_calls_are_measured_whatever_they_run() -> None:
     assert result["samples"] == 9 * counts["variant"]
 
 
-def test_passes_are_timed_by_themselves() -> None:
+def test_passes_are_timed_by_themselves(machine: Machine) -> None:
     protocol = TimingProtocol(rounds=6, processes=2, precision=0.0, block_seconds=0.01, warmup_seconds=0.1, seed=0)
-    calls = {"variant": sleeper(1), "fp32": sleeper(1)}
-    result = timed(calls, protocol, passes={"end_to_end": sleeper(6)})
-    assert 6 <= result["end_to_end_p50_ms"] < 12
-    assert result["latency_p50_ms"] < 6
+    calls = {"variant": machine.call(1), "fp32": machine.call(1)}
+    result = timed(calls, protocol, passes={"end_to_end": machine.call(6)})
+    assert result["end_to_end_p50_ms"] == pytest.approx(6, rel=0.02)
+    assert result["latency_p50_ms"] == pytest.approx(1, rel=0.01)
 
 
-def test_the_control_of_a_call_against_itself_finds_nothing() -> None:
-    protocol = TimingProtocol(rounds=15, processes=1, precision=0.0, block_seconds=0.02, warmup_seconds=0.1, seed=0)
-    result = timed({"variant": sleeper(2), "fp32": sleeper(2)}, protocol)
-    assert result["speedup"] == pytest.approx(1.0, abs=0.1)
+def test_the_control_of_a_call_against_itself_finds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also on a machine that gets slower all the time: twice as slow within two seconds."""
+    machine = Machine(monkeypatch, drift=0.5)
+    protocol = TimingProtocol(rounds=40, processes=1, precision=0.0, block_seconds=0.02, warmup_seconds=0.1, seed=0)
+    result = timed({"variant": machine.call(2), "fp32": machine.call(2)}, protocol)
+    assert machine.seconds > 2
+    assert result["speedup"] == pytest.approx(1.0, abs=0.005)
+    assert result["speedup_ci_low"] < 1 < result["speedup_ci_high"]

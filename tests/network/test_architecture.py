@@ -1,6 +1,7 @@
 """The float model: names, sizes, seeds, and what it says about itself."""
 
 import logging
+import re
 from pathlib import Path
 
 import pytest
@@ -31,9 +32,16 @@ def test_dino_architectures_yield_feature_vectors(
     assert not torch.equal(features[0], features[1])
 
 
-def test_unknown_architecture_names_the_nearest() -> None:
-    with pytest.raises(UserError, match=r"vit_small_patch16_224\.dino"):
-        architecture.build("vit_small_patch16_224.dinoo")
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("vit_small_patch16_224.dinoo", "vit_small_patch16_224.dino"),
+        ("vit_base_patch16_224_sam", "vit_base_patch16_224"),
+    ],
+)
+def test_unknown_architecture_names_the_nearest(name: str, nearest: str) -> None:
+    with pytest.raises(UserError, match=rf"Did you mean: (.*, )?{re.escape(nearest)}[,?]"):
+        architecture.build(name)
 
 
 @pytest.mark.parametrize(("name", "image_size"), [("test_resnet", 96), ("vit_small_patch16_dinov3.lvd1689m", 96)])

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
 from timm.models import VisionTransformer
@@ -451,7 +452,6 @@ def test_arrays_of_numpy_by_pytorchs_names(path: Path) -> None:
         ("layer1.0.conv1.weight", "ResNet"),
         ("stages.0.blocks.0.conv_dw.weight", "ConvNeXt"),
         ("vision_model.encoder.layers.0.self_attn.q_proj.weight", "CLIP or SigLIP"),
-        ("layer.0.attention.q_proj.weight", "DINOv3"),
         ("decoder_blocks.0.norm1.weight", "the decoder of a masked autoencoder"),
         ("base_model.model.encoder.layer.0.attention.query.lora_A.weight", "merge_and_unload"),
         ("transformer.h.0.ln_1.weight", "a language model"),
@@ -593,18 +593,90 @@ def test_the_programs_of_this_project_point_to_the_weights_beside_them(tmp_path:
     checkpoint.load(model, tmp_path / "state_dict.pt")
 
 
-def test_metas_names_of_dinov3_are_known(path: Path) -> None:
-    name = "vit_small_patch16_dinov3.lvd1689m"
-    expected = architecture.build(name).state_dict()
-    renamed = {
-        key.replace("reg_token", "storage_tokens")
-        .replace("gamma_1", "ls1.gamma")
-        .replace("gamma_2", "ls2.gamma"): value
-        for key, value in expected.items()
+def dinov3(name: str) -> nn.Module:
+    """Return a small network with weights, also where they begin as 0."""
+    model = timm.create_model(name, num_classes=0, embed_dim=64, depth=2, num_heads=2, global_pool="token")
+    for value in model.requires_grad_(False).state_dict().values():
+        value.normal_()
+    return model
+
+
+def metas_dinov3(state: State) -> State:
+    """Give the weights of a DINOv3 the names of Meta's code, in which keys have a bias that is masked."""
+    names = {
+        "reg_token": "storage_tokens",
+        "gamma_1": "ls1.gamma",
+        "gamma_2": "ls2.gamma",
+        "mlp.fc1_g": "mlp.w1",
+        "mlp.fc1_x": "mlp.w2",
     }
-    beside = {"mask_token": torch.zeros(1, 384), "rope_embed.periods": torch.ones(16)}
-    beside |= {f"blocks.{number}.attn.qkv.bias_mask": torch.ones(3 * 384) for number in range(12)}
-    torch.save(renamed | beside, path)
-    model = architecture.build(name)
-    checkpoint.load(model, path)
-    assert same(model, expected)
+    if "blocks.0.mlp.fc1_g.weight" in state:
+        names["mlp.fc2"] = "mlp.w3"
+    result = {"mask_token": torch.zeros(1, 64), "rope_embed.periods": torch.ones(8)}
+    for key, value in state.items():
+        if key.endswith("q_bias"):
+            part = key.removesuffix("q_bias")
+            result[f"{part}qkv.bias"] = torch.cat([value, torch.ones(64), state[f"{part}v_bias"]])
+            result[f"{part}qkv.bias_mask"] = torch.cat([torch.ones(64), torch.zeros(64), torch.ones(64)])
+        elif not key.endswith("v_bias"):
+            for ours, theirs in names.items():
+                key = key.replace(ours, theirs)
+            result[key] = value
+    return result
+
+
+def transformers_dinov3(state: State, layers: str = "layer.") -> State:
+    """Give the weights of a DINOv3 the names of Hugging Face's DINOv3ViT; keys have no bias."""
+    gated = "blocks.0.mlp.fc1_g.weight" in state
+    names = {
+        "cls_token": "embeddings.cls_token",
+        "reg_token": "embeddings.register_tokens",
+        "patch_embed.proj": "embeddings.patch_embeddings",
+        "blocks.": layers,
+        "gamma_1": "layer_scale1.lambda1",
+        "gamma_2": "layer_scale2.lambda1",
+        "attn.proj": "attention.o_proj",
+        "attn.q_bias": "attention.q_proj.bias",
+        "attn.v_bias": "attention.v_proj.bias",
+        "mlp.fc1_g": "mlp.gate_proj",
+        "mlp.fc1_x" if gated else "mlp.fc1": "mlp.up_proj",
+        "mlp.fc2": "mlp.down_proj",
+    }
+    result = {"embeddings.mask_token": torch.zeros(1, 1, 64)}
+    for key, value in state.items():
+        for ours, theirs in names.items():
+            key = key.replace(ours, theirs)
+        if key.endswith("attn.qkv.weight"):
+            part = key.removesuffix("attn.qkv.weight")
+            for letter, third in zip("qkv", value.chunk(3), strict=True):
+                result[f"{part}attention.{letter}_proj.weight"] = third
+        else:
+            result[key] = value
+    return result
+
+
+@pytest.mark.parametrize(
+    "name", ["vit_small_patch16_dinov3", "vit_small_patch16_dinov3_qkvb", "vit_small_plus_patch16_dinov3"]
+)
+def test_names_of_dinov3(path: Path, name: str) -> None:
+    expected = dict(dinov3(name).state_dict())
+    theirs = transformers_dinov3(expected)
+    later = transformers_dinov3(expected, "model.layer.")
+    zeros = {f"blocks.{n}.attn.qkv.bias": torch.zeros(192) for n in range(2)} if "qkvb" not in name else {}
+    for content in (metas_dinov3(expected) | zeros, theirs, under("model.", theirs), under("dinov3_vit.", later)):
+        _, model = loaded(path, content, dinov3(name))
+        assert same(model, expected)
+
+
+def test_biases_that_a_dinov3_lacks_are_not_lost(path: Path) -> None:
+    state = dict(dinov3("vit_small_patch16_dinov3_qkvb").state_dict())
+    for content in (metas_dinov3(state), transformers_dinov3(state)):
+        with pytest.raises(UserError, match=r"blocks.0.attn.q_bias \[64\] is unexpected"):
+            loaded(path, content, dinov3("vit_small_patch16_dinov3"))
+
+
+def test_a_dinov3_in_metas_names_is_told_its_architecture(path: Path) -> None:
+    state = architecture.build("vit_small_patch16_dinov3").state_dict()
+    torch.save(metas_dinov3(state), path)
+    with pytest.raises(UserError, match=r"Set model.architecture to vit_small_patch16_dinov3\."):
+        checkpoint.load(architecture.build("vit_small_patch16_224.dino"), path)

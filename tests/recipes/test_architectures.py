@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -13,10 +14,13 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from dinoquant.errors import UserError
+from dinoquant.judge import sensitivity
 from dinoquant.network import architecture
 from dinoquant.network.export import export, load
 from dinoquant.network.merge import merge
+from dinoquant.recipes.anatomy.families import targets
 from dinoquant.recipes.base import load_recipe
+from dinoquant.recipes.int8.calibration import observe
 from samples import photographs
 
 SMALL: Mapping[str, Any] = {"embed_dim": 64, "depth": 2, "num_heads": 2}
@@ -30,6 +34,7 @@ BLOCKS: Mapping[str, Mapping[str, Any]] = {
     "int8-per-token": {"attention": "bf16", "portable": True},
     "int8-smooth": {"attention": "bf16", "portable": True},
     "int8-mixed": {"attention": "fp32", "portable": True, "default": "int8", "precisions": {"*.fc1": "int8-per-token"}},
+    "few-bits": {"attention": "bf16", "portable": True, "bits": 6},
 }
 # By what works: all recipes; those that replace Linears; those in floating point. A name of timm's, and what makes the
 # network small.
@@ -58,6 +63,8 @@ LINEARS_ONLY: Mapping[str, Mapping[str, Any]] = {
     "swin_tiny_patch4_window7_224": {"embed_dim": 24, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 2, 2)},
     "swinv2_tiny_window8_256": {"embed_dim": 24, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 2, 2)},
     "test_convnext": {},
+    "convit_tiny": {"embed_dim": 12, "depth": 2, "local_up_to_layer": 1, "img_size": 48},
+    "gemma4_vit_167m": {"embed_dim": 64, "depth": 1, "num_heads": 2, "head_dim": 32, "intermediate_size": 96},
 }
 FLOATS_ONLY: Mapping[str, Mapping[str, Any]] = {"test_resnet": {}, "test_efficientnet": {}}
 EVERY = {**ALL, **LINEARS_ONLY, **FLOATS_ONLY}
@@ -74,6 +81,8 @@ def built(name: str) -> tuple[nn.Module, architecture.Info]:
     model = timm.create_model(name, num_classes=0, **options)
     if getattr(model, "dynamic_img_size", False):
         model = timm.create_model(name, num_classes=0, dynamic_img_size=False, **options)
+    if name.startswith("gemma4"):
+        architecture.resize(model, 48)
     for parameter_name, parameter in model.requires_grad_(False).named_parameters():
         if re.search("gamma|bias", parameter_name):
             parameter.copy_(0.1 + 0.1 * torch.rand(parameter.shape))
@@ -109,6 +118,29 @@ def check(name: str, recipes: Mapping[str, Mapping[str, Any]], folder: Path) -> 
 @pytest.mark.parametrize("name", ALL)
 def test_plain_transformers_take_every_recipe(name: str, tmp_path: Path) -> None:
     check(name, {**FLOATS, **LINEARS, **BLOCKS}, tmp_path)
+
+
+def test_dinov3_takes_int8_auto(tmp_path: Path) -> None:
+    """What each module does to the features is measured first, as the workflow does; one is said to do a lot."""
+    model, info = built("vit_small_patch16_dinov3_qkvb.lvd1689m")
+    images = images_for(info)
+    features = sensitivity.changed_features(model, images, observe(model, images))
+    labels = np.arange(len(images))
+    bank = features[sensitivity.UNCHANGED].numpy(), labels
+    table = sensitivity.rows(
+        sensitivity.units(model, images[:1]), features, labels, bank, {"k": 1, "temperature": 0.07}
+    )
+    rows = [{key: str(value) for key, value in row.items()} for row in table]
+    worst = next(row for row in rows if row["module"] == "blocks.1.mlp.fc2" and row["precision"] == "int8")
+    worst["cosine_mean"] = "0.9"
+    options = {"recipe": "int8-auto", "cosine": 0.999, "knn_drop": 100, "attention": "fp32", "portable": True}
+    quantized = load_recipe("int8-auto").quantize(model, options, images, rows)
+    export(quantized, tmp_path / "model.pt", "auto", options, info)
+    with torch.no_grad():
+        found, expected = load(tmp_path / "model.pt")(images), model(images)
+    assert cosine_similarity(found, expected).mean() >= 0.999
+    raised = [name for name in targets(model) if not quantized.became[name].why.startswith("int8:")]
+    assert raised == ["blocks.1.mlp.fc2"]
 
 
 @pytest.mark.parametrize("name", LINEARS_ONLY)

@@ -36,10 +36,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "int8-per-token": {"recipe": "int8-per-token", "attention": "bf16", "portable": True},
     "int8-smooth": {"recipe": "int8-smooth", "attention": "bf16", "portable": True},
     "int8-mixed": {**MIXED, "attention": "bf16", "portable": True},
+    "few-bits": {"recipe": "few-bits", "bits": 6, "attention": "bf16", "portable": True},
     "fp32-onednn": {"recipe": "fp32-onednn"},
 }
 INT8 = [name for name in VARIANTS if name != "fp32-onednn"]
-FOR_VNNI = {f"{name}-for-vnni": {**VARIANTS[name], "portable": False} for name in INT8}
+EIGHT_BITS = [name for name in INT8 if name != "few-bits"]  # few-bits has mostly small integers, whatever is asked for
+FOR_VNNI = {f"{name}-for-vnni": {**VARIANTS[name], "portable": False} for name in EIGHT_BITS}
 FILES = VARIANTS | FOR_VNNI
 BATCHES = (1, 3, 60)  # 60: more tokens than are taken at once
 # What a user's process does with the files: no third-party package but PyTorch, nothing of this project.
@@ -145,16 +147,18 @@ def test_became_is_every_linear_and_the_patch_embedding(
     name: str, attention: str, network: nn.Module, images: Tensor
 ) -> None:
     found = quantize(network, {**VARIANTS[name], "attention": attention}, images[:32])
-    softmaxes = {f"blocks.{block}.attn.softmax" for block in range(2)} if attention == "bf16" else set()
-    assert set(found.became) == {*targets(network), *softmaxes}
+    others = {f"blocks.{block}.attn.softmax" for block in range(2)} if attention == "bf16" else set()
+    others |= {"cls_token", "pos_embed"} if name == "few-bits" else set()
+    assert set(found.became) == {*targets(network), *others}
     assert set(found.asked) == {"Linear", "Conv2d"}
     assert closeness(found.module, network, images) > 0.99
-    words = {"int8-smooth": "int8 static", "int8-per-token": "int8 per-token", "int8-mixed": "int8 per-token"}
+    words = dict.fromkeys(["int8-smooth", "few-bits"], "int8 static")
+    words |= dict.fromkeys(["int8-per-token", "int8-mixed"], "int8 per-token")
     assert found.became["blocks.1.mlp.fc2"].what.startswith(words[name])
     assert found.became["blocks.1.mlp.fc1"].what.startswith(words[name if name != "int8-mixed" else "int8-smooth"])
 
 
-@pytest.mark.parametrize("name", INT8)
+@pytest.mark.parametrize("name", EIGHT_BITS)
 def test_bytes_add_up_to_the_file(
     name: str, quantized: dict[str, Quantized], network: nn.Module, tmp_path: Path
 ) -> None:
@@ -374,7 +378,7 @@ def test_stock_pytorch_gives_them_on_older_processors_too(
             assert forced < 0.98, "the saturating product is as good: this test could not fail"
 
 
-@pytest.mark.parametrize("name", INT8)
+@pytest.mark.parametrize("name", EIGHT_BITS)
 def test_size_of_a_vit(name: str, tmp_path: Path) -> None:
     network = architecture.seeded("vit_tiny_patch16_224", 64, 0)
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -410,10 +414,16 @@ def test_fidelity_on_trained_weights(real: tuple[nn.Module, Tensor, Tensor]) -> 
         options["recipe"]: float(
             cosine_similarity(quantize(trained, options, training).module(validation), expected).mean()
         )
-        for options in (DYNAMIC, VARIANTS["int8-smooth"], VARIANTS["int8-per-token"])
+        for options in (
+            DYNAMIC,
+            VARIANTS["int8-smooth"],
+            VARIANTS["int8-per-token"],
+            {**VARIANTS["few-bits"], "bits": 4.2},
+        )
     }
     assert cosine["int8-dynamic"] < 0.95, (
         "the naive recipe keeps these features: images or weights are not trained ones"
     )
     assert cosine["int8-smooth"] >= 0.996
     assert cosine["int8-per-token"] >= 0.998
+    assert cosine["few-bits"] >= 0.985

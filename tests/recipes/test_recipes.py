@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from timm.layers import StdConv2d
 from torch import nn
 from torch.ao.quantization import quantize_dynamic
 from torch.nn.functional import cosine_similarity
@@ -127,6 +128,10 @@ def test_other_convolutions_are_no_patch_embeddings(other: dict[str, Any]) -> No
     assert not is_patch_embedding(nn.Conv2d(3, 6, 4, **other))
 
 
+def test_a_convolution_that_changes_its_weights_is_no_patch_embedding() -> None:
+    assert not is_patch_embedding(StdConv2d(3, 6, 4, stride=4))
+
+
 def test_asking_for_conv2d_quantizes_the_patch_embedding(network: nn.Module, images: torch.Tensor) -> None:
     with_conv = quantize(network, VARIANTS["dynamic-conv"])
     without = quantize(network, VARIANTS["dynamic"])
@@ -139,6 +144,7 @@ def test_asking_for_conv2d_quantizes_the_patch_embedding(network: nn.Module, ima
 @pytest.mark.parametrize("convolution", [None, nn.Conv2d(3, 3, 3, padding=1)], ids=["none", "padded"])
 def test_an_empty_promise_fails(options: dict[str, Any], convolution: nn.Module | None) -> None:
     inner = nn.Sequential(convolution or nn.Identity(), nn.Flatten(), nn.Linear(48, 4))
+    inner.pretrained_cfg = {"input_size": (3, 4, 4)}
     with pytest.raises(UserError, match="no Conv2d of this model was quantized"):
         quantize(inner, {**options, "modules": BOTH}, torch.randn(2, 3, 4, 4))
 
@@ -224,7 +230,9 @@ def test_weight_only_is_a_quarter_of_the_size(images: torch.Tensor, tmp_path: Pa
 def test_weight_only_survives_a_channel_of_zeros() -> None:
     linear = nn.Linear(4, 3).requires_grad_(False)
     linear.weight[1] = 0
-    quantized = quantize(nn.Sequential(linear), {"recipe": "int8-weight-only", "modules": ["Linear"]})
+    model = nn.Sequential(linear)
+    model.pretrained_cfg = {"input_size": (3, 4, 4)}
+    quantized = quantize(model, {"recipe": "int8-weight-only", "modules": ["Linear"]})
     assert quantized.module.get_submodule("0").scale.min() > 0
     inputs = torch.randn(5, 4)
     torch.testing.assert_close(quantized.module(inputs), linear(inputs), rtol=0, atol=0.02)
@@ -271,7 +279,7 @@ def test_export_refuses_a_trace_that_is_not_the_model(network: nn.Module, tmp_pa
         def forward_features(self, images: torch.Tensor) -> torch.Tensor:
             return images.flatten(2)
 
-    with pytest.raises(RuntimeError, match="the trace and the model"):
+    with pytest.raises(UserError, match=r"otherwise for two images than for one.*the trace and the model"):
         write(Quantized(Moody(), (), {}), network, tmp_path / "model.pt", {"recipe": "fp32"})
     assert not list(tmp_path.iterdir())
 

@@ -1,6 +1,7 @@
 """The workflow where it is not at home: as a module, from a read-only checkout, with downloads of one name."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from conftest import Checkout
 from samples import copy_workflow
 
 PARENT = """configfile: "config.yaml"
@@ -47,37 +49,36 @@ def snakemake(folder: Path, *arguments: str, **env: str) -> str:
     return done.stdout
 
 
-def test_as_a_module_of_another_workflow(source: Path, tmp_path: Path) -> None:
+def test_as_a_module_with_a_home_that_cannot_be_written_inside_an_allocation(source: Path, tmp_path: Path) -> None:
     (tmp_path / "Snakefile").write_text(PARENT.format(source / "Snakefile"))
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(CONFIG))
-    snakemake(tmp_path, "results/models/fp32/model.pt")
+    slurm = {"SLURM_JOB_ID": "7", "SLURM_CPUS_PER_TASK": "1", "SLURM_NTASKS": "4", "SLURM_JOB_NODELIST": "nowhere"}
+    cache = str(tmp_path / ".snakemake" / "cache")
+    snakemake(tmp_path, "results/models/fp32/model.pt", HOME="/proc/nowhere", XDG_CACHE_HOME=cache, **slurm)
     assert (tmp_path / "results/models/fp32/model.pt").exists()
     assert "write_report" in snakemake(tmp_path, "--dry-run")
 
 
-def test_from_a_checkout_and_a_home_that_cannot_be_written_inside_an_allocation(source: Path, tmp_path: Path) -> None:
+def test_in_another_directory_than_the_checkout(source: Path, tmp_path: Path) -> None:
     (tmp_path / "my.yaml").write_text(yaml.safe_dump({**CONFIG, "variants": {}}))
     where = ["--snakefile", str(source / "Snakefile"), "--directory", str(tmp_path), "--configfile", "my.yaml"]
-    slurm = {"SLURM_JOB_ID": "7", "SLURM_CPUS_PER_TASK": "1", "SLURM_NTASKS": "4", "SLURM_JOB_NODELIST": "nowhere"}
-    cache = str(tmp_path / ".snakemake" / "cache")
-    snakemake(tmp_path, "results/models/fp32/model.pt", *where, HOME="/proc/nowhere", XDG_CACHE_HOME=cache, **slurm)
-    assert (tmp_path / "results/models/fp32/model.pt").exists()
+    snakemake(tmp_path, "results/data/images.npy", *where)
+    assert (tmp_path / "results/data/images.npy").exists()
 
 
-def test_downloads_of_one_name_do_not_share_a_place(source: Path, tmp_path: Path) -> None:
-    def place(url: str) -> str:
-        config = CONFIG | {"model": {**CONFIG["model"], "checkpoint": url}}
-        (tmp_path / "my.yaml").write_text(yaml.safe_dump(config))
-        out = snakemake(
-            tmp_path, "download", "--dry-run", "--snakefile", str(source / "Snakefile"), "--configfile", "my.yaml"
-        )
-        return out.split("rule download_checkpoint:\n    output: ")[1].split("\n")[0]
+def test_downloads_of_one_name_do_not_share_a_place(fresh: Checkout) -> None:
+    def places(data: str, weights: str) -> list[str]:
+        overlay = {"dataset": {"source": data}, "model": {"checkpoint": weights}}
+        out = fresh.snakemake("download", "--dry-run", overlay=overlay).stdout
+        return sorted(re.findall(r"rule download_\w+:\n    output: resources/(.*)", out))
 
-    hub = "https://huggingface.co/timm/{}/resolve/main/model.safetensors"
-    first = place(hub.format("a"))
-    assert first.startswith("resources/checkpoints/model-")
-    assert first.endswith(".safetensors")
-    assert place(hub.format("a") + "?download=true") == first
-    assert place(hub.format("b")) != first
-    official = "https://dl.fbaipublicfiles.com/dino/dino_deitsmall16_pretrain/dino_deitsmall16_pretrain.pth"
-    assert place(official) == "resources/checkpoints/dino_deitsmall16_pretrain.pth"
+    hub, data = "https://huggingface.co/timm/{}/resolve/main/model.safetensors", "https://example.org/{}/train.tar.gz"
+    first = places(data.format("a"), hub.format("a"))
+    assert re.fullmatch(r"checkpoints/model-\w{8}\.safetensors datasets/train-\w{8}\.tar\.gz", " ".join(first))
+    assert places(data.format("a"), hub.format("a") + "?download=true") == first
+    assert not set(places(data.format("b"), hub.format("b"))) & set(first)
+    official = "dl.fbaipublicfiles.com/dino/dino_deitsmall16_pretrain/dino_deitsmall16_pretrain.pth"
+    assert places("http://cs231n.stanford.edu/tiny-imagenet-200.zip", f"https://{official}") == [
+        "checkpoints/dino_deitsmall16_pretrain.pth",
+        "datasets/tiny-imagenet-200.zip",
+    ]

@@ -1,6 +1,7 @@
 """What goes wrong in practice: each ends with a message and nothing that looks finished, and the next run goes on."""
 
 import hashlib
+import json
 import os
 import subprocess
 import time
@@ -13,10 +14,10 @@ import pytest
 from conftest import Checkout
 from dinoquant.data.generate import generate
 from dinoquant.machine import cuda_devices
+from dinoquant.report.provenance import sha256
 from faults.kill import LOCKED, command, digests, disturb, finish, partials
 from httpserver import serve, unused_url
 
-PLACE = Path("resources/datasets/data.zip")
 # Two files that take no PyTorch to be made.
 RECEIPT = "results/data/archive.json"
 IMAGES = "results/data/images.npy"
@@ -29,6 +30,11 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     path = tmp_path_factory.mktemp("archive") / "data.zip"
     generate(path, classes=4, train_per_class=6, val_per_class=3, seed=0)
     return path.read_bytes()
+
+
+def place(url: str) -> Path:
+    """Return where what comes from a URL lies."""
+    return Path(f"resources/datasets/data-{hashlib.sha256(url.encode()).hexdigest()[:8]}.zip")
 
 
 def files(folder: Path) -> list[str]:
@@ -101,23 +107,26 @@ def test_missing_source_says_where_to_put_the_file(fresh: Checkout, archive: byt
         done = fresh.snakemake("download", overlay=missing)
     assert done.returncode != 0
     assert "404" in done.stdout
-    assert str(PLACE) in done.stdout
+    target = fresh.folder / place(server.url)
+    assert str(place(server.url)) in done.stdout
     assert files(fresh.folder / "resources") == []
-    (fresh.folder / PLACE).parent.mkdir(parents=True, exist_ok=True)
-    (fresh.folder / PLACE).write_bytes(archive)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(archive)
     done = fresh.snakemake("download", overlay=missing)
     assert done.returncode == 0, done.stdout
 
 
 def test_no_network_with_the_file_in_place(fresh: Checkout, archive: bytes) -> None:
-    (fresh.folder / PLACE).parent.mkdir(parents=True)
-    (fresh.folder / PLACE).write_bytes(archive)
-    overlay = {"dataset": {"source": unused_url(), "checksum": f"md5:{hashlib.md5(archive).hexdigest()}"}}
+    url = unused_url()
+    target = fresh.folder / place(url)
+    target.parent.mkdir(parents=True)
+    target.write_bytes(archive)
+    overlay = {"dataset": {"source": url, "checksum": f"md5:{hashlib.md5(archive).hexdigest()}"}}
     assert fresh.snakemake("results/data/manifest.csv", overlay=overlay).returncode == 0
-    (fresh.folder / PLACE).write_bytes(b"not that file")
+    target.write_bytes(b"not that file")
     done = fresh.snakemake("results/data/manifest.csv", overlay=overlay)
     assert done.returncode != 0
-    assert str(PLACE) in done.stdout
+    assert str(place(url)) in done.stdout
 
 
 def test_killed_job(fresh: Checkout) -> None:
@@ -204,17 +213,20 @@ def test_a_second_run_waits_its_turn_and_a_killed_one_can_be_resumed(fresh: Chec
     assert partials(fresh.folder) == []
 
 
-def test_results_survive_kills(fresh: Checkout, finished: Checkout) -> None:
-    target = "results/accuracy/fp32.json"
+def test_results_survive_kills_and_are_those_of_another_run(fresh: Checkout, finished: Checkout) -> None:
+    """Whatever the images, the weights and the seed decide, by the digests that the other run recorded."""
+    recorded = json.loads((finished.folder / "results/provenance.json").read_text())["deterministic"]
+    ends = ("accuracy/int8-static.json", "probe/int8-static.json", "attention/int8-static.npz")
+    targets = [f"results/{part}" for part in ends]
     folder = fresh.folder.resolve()
-    expected = digests(finished.folder)
-    log = disturb(folder, expected, 2, 0, target)
+    log = disturb(folder, digests(finished.folder), 2, 0, *targets)
     assert log.kills.total() == 2
     assert log.wrong == []
-    finish(folder, target)
-    found = digests(folder)
-    assert target in found
-    assert found == {name: expected[name] for name in found}
+    finish(folder, *targets)
+    made = {name: sha256(folder / name) for name in recorded if (folder / name).exists()}
+    parts = ("data/images.npy", "models/int8-static/model.pt", "features/int8-static.npz", "features/fp32.npz")
+    assert made.keys() >= {*targets, *(f"results/{part}" for part in parts)}
+    assert made == {name: recorded[name] for name in made}
     assert partials(folder) == []
 
 

@@ -11,8 +11,11 @@ SUBSTITUTES = ["generated data set"] * (config["dataset"]["source"] == "generate
 SUBSTITUTES += ["seeded weights"] * (config["model"]["checkpoint"] == "seeded")
 
 WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".npz")
-# The default checkpoint keeps the name that it is published under, by which many have it already.
-PUBLISHED = "https://dl.fbaipublicfiles.com/dino/dino_deitsmall16_pretrain/dino_deitsmall16_pretrain.pth"
+# The defaults keep the names that they are published under, by which many have them already.
+PUBLISHED = (
+    "dl.fbaipublicfiles.com/dino/dino_deitsmall16_pretrain/dino_deitsmall16_pretrain.pth",
+    "cs231n.stanford.edu/tiny-imagenet-200.zip",
+)
 
 
 def is_url(source):
@@ -58,21 +61,22 @@ def source_path(section, key, folder, substitute):
     url = urlparse(source)
     if url.scheme not in ("http", "https") or not Path(url.path).name.strip("."):
         raise WorkflowError(f"{section}.{key}: {source} is not an http(s) URL that ends in a file's name.")
-    return f"{folder}/{file_name(url, distinct=section == 'model')}"
+    return f"{folder}/{file_name(url)}"
 
 
-def file_name(url, distinct):
-    """Return a name for what is downloaded: its own, and if `distinct` a digest of the URL.
+def file_name(url):
+    """Return a name for what is downloaded: its own, and a digest of the URL.
 
-    Most models on Hugging Face's hub are called model.safetensors.
+    Most models on Hugging Face's hub are called model.safetensors, and many data sets train.zip.
     """
-    name = Path(re.sub(r"[^A-Za-z0-9_.+-]", "_", Path(url.path).name))
-    if not distinct or url._replace(query="", fragment="").geturl() == PUBLISHED:
+    name = re.sub(r"[^A-Za-z0-9_.+-]", "_", Path(url.path).name)
+    if f"{url.netloc}{url.path}" in PUBLISHED:
         return name
     # `?download=true` is about the browser; any other query may say which file is meant.
     query = urlencode([(key, value) for key, value in parse_qsl(url.query) if key != "download"])
     digest = hashlib.sha256(url._replace(query=query, fragment="").geturl().encode()).hexdigest()[:8]
-    return f"{name.stem}-{digest}{name.suffix}"
+    stem, suffix = re.fullmatch(r"(.+?)((?:\.tar)?\.[^.]*|)", name).groups()
+    return f"{stem}-{digest}{suffix}"
 
 
 def untracked_checksum(section, source, receipt):

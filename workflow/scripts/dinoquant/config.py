@@ -290,7 +290,8 @@ def _number(value: Any, entry: Mapping[str, Any]) -> Any:
     if value == "null" and "null" in types:
         return None
     if isinstance(value, str) and NUMBER.fullmatch(value) and types & {"integer", "number"} and "string" not in types:
-        value = float(value) if re.search("[.eE]", value) else int(value)
+        number = float(value) if re.search("[.eE]", value) else int(value)
+        value = number if math.isfinite(number) else value
     # JSON Schema takes 50.0 for an integer, and no one else does.
     return int(value) if isinstance(value, float) and value.is_integer() and "integer" in types else value
 

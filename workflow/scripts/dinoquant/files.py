@@ -4,12 +4,14 @@ import csv
 import glob
 import json
 import os
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 CHUNK_BYTES = 1 << 20
+DEFLATE_STRATEGIES = (zlib.Z_HUFFMAN_ONLY, zlib.Z_DEFAULT_STRATEGY)  # weights seldom repeat, code and metadata do
 
 
 @contextmanager
@@ -66,6 +68,15 @@ def write_json(path: str | Path, content: Any) -> None:
 def read_json(path: str | Path) -> Any:
     """Return the content of a JSON file."""
     return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def deflated(content: bytes) -> bytes:
+    """Return ``content`` as a member of a zip archive holds it compressed, in the shorter of two ways."""
+    found = []
+    for strategy in DEFLATE_STRATEGIES:
+        compressor = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, strategy)
+        found.append(compressor.compress(content) + compressor.flush())
+    return min(found, key=len)
 
 
 def read_through(path: str | Path) -> None:

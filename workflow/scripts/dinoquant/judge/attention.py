@@ -66,6 +66,11 @@ class _AttentionRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  #
         self.queries = (*range(1, prefix_tokens + 1), tokens)
         self.weights: Tensor | None = None
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Have PyTorch leave its compiler out of this: to keep it away from the operators, it would import it first."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operator, and keep the attention if that is what it computes."""
         kwargs = kwargs or {}

@@ -73,12 +73,12 @@ def macs_by_precision(macs: Mapping[str, int], precisions: Mapping[str, str] | s
 def compute_seconds(macs: Mapping[str, int], peaks: Mapping[str, float | None]) -> float | None:
     """Return the time of all products at the machine's peaks in operations/s, one precision after the other.
 
-    None if the peak of a precision is not known. Where a narrow product is slower than float32, as on processors that
-    emulate it, the numbers may as well be multiplied in float32.
+    None if the peak of a precision is not known. Where a narrow product is slower than float32, the numbers may as well
+    be multiplied in float32; bfloat16's are where the processor has no instructions for it.
     """
     seconds = 0.0
     for kind, count in macs.items():
-        peak = peaks.get(kind)
+        peak = peaks.get("fp32" if kind == "bf16" and peaks.get("bf16") is None else kind)
         if peak is None:
             return None
         seconds += 2 * count / max(peak, peaks.get("fp32") or 0)

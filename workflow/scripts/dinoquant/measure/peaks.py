@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dinoquant.machine import PROCESSORS
 from dinoquant.recipes.base import deprecations_known
-from dinoquant.recipes.int8.processor import int8_is_exact
+from dinoquant.recipes.int8.processor import bfloat16_is_native, int8_is_exact
 from dinoquant.runtimes.torchscript import set_up
 
 CACHES = Path("/sys/devices/system/cpu")
@@ -129,7 +129,10 @@ def kernels(device: str, int8_exact: bool) -> Iterator[tuple[str, str, Kernel]]:
             yield precision, "aten::mm", _mm(dtype, device)
         yield "int8", "aten::_int_mm", _int_mm
         return
-    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+    dtypes = {"fp32": torch.float32}
+    if bfloat16_is_native():  # emulated, products take seconds, and are no roof
+        dtypes["bf16"] = torch.bfloat16
+    for precision, dtype in dtypes.items():
         yield precision, "aten::mm", _mm(dtype, device)  # MKL for float32, which is slow on AMD
         yield precision, "mkldnn::_linear_pointwise", _onednn(dtype)
     if int8_exact:

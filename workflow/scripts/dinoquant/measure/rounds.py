@@ -16,7 +16,7 @@ from typing import NamedTuple, TypedDict, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from dinoquant.measure.stopping import stop_reason
+from dinoquant.measure.stopping import MIN_ROUNDS, stop_reason
 from dinoquant.measure.watch import Activity, MachineWatch, full_speed
 
 ARMS = ("variant", "fp32")
@@ -26,6 +26,7 @@ MIN_CALLS_FOR_UNTIMED = 10
 STEADY_GROUP_SECONDS = 0.1
 STEADY_TOLERANCE = 0.05
 MIN_CALLS_OF_PASS = 5
+OVERTIME = 3  # times what its blocks should last, after which a process that has six rounds makes no more
 
 Call = Callable[[], float]
 Counts = Mapping[str, int]  # calls in a block, by arm
@@ -104,6 +105,9 @@ def measure(
     another process, as long as that process does the timing. With both calls made from the same file (loaded twice)
     this is the A/A control: its speed-up should be 1.
 
+    Beside something that takes processors from it, two threads may take a second for a call of 50 ms: rounds that take
+    several times as long as they should are ended before all are made.
+
     Args:
         calls: what to time.
         protocol: how.
@@ -117,14 +121,17 @@ def measure(
         warmups = {arm: warm_up(calls[arm], protocol.warmup_seconds) for arm in ARMS}
         counts = counts or {arm: calls_per_block(warmups[arm].call_seconds, protocol.block_seconds) for arm in ARMS}
         watch = MachineWatch(probe)
+        last_start = time.perf_counter() + OVERTIME * protocol.rounds_each * len(ARMS) * protocol.block_seconds
 
         def enough(samples: Samples) -> bool:
             values = log_ratios(samples)[full_speed([watch.probe_ms])[0]] if probe else log_ratios(samples)
-            return stop_reason(values, [process] * len(values), 1, protocol.precision) is not None
+            if len(values) >= MIN_ROUNDS and time.perf_counter() > last_start:
+                return True
+            known = stop_reason(values, [process] * len(values), 1, protocol.precision) is not None
+            return known and protocol.processes == 1
 
         seed = [protocol.seed, process]
-        watched = enough if protocol.processes == 1 else None
-        samples, first = interleave(calls, counts, protocol.rounds_each, seed, watch.observe, watched)
+        samples, first = interleave(calls, counts, protocol.rounds_each, seed, watch.observe, enough)
         activity = watch.report()
         medians = {f"{name}_p50_ms": run_pass(call, protocol) for name, call in (passes or {}).items()}
     return {

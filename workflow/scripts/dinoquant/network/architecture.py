@@ -87,7 +87,10 @@ def build(architecture: str, image_size: int | None = None, pooling: str | None 
     Raises UserError for an unknown name, a pooling that the network does not have, or an impossible size.
     """
     _require_known(architecture)
-    model: nn.Module = timm.create_model(architecture, pretrained=False, num_classes=0)
+    try:
+        model: nn.Module = timm.create_model(architecture, pretrained=False, num_classes=0)
+    except RuntimeError as error:  # a name of an earlier version that stands for one that is gone
+        raise _unknown(architecture) from error
     if getattr(model, "dynamic_img_size", False):
         # For images of any size, positions would be computed anew for each image; for one size they are constants.
         model = timm.create_model(architecture, pretrained=False, num_classes=0, dynamic_img_size=False)
@@ -247,8 +250,13 @@ def _require_known(architecture: str) -> None:
     tagged = timm.list_pretrained()
     if timm.is_model(architecture) and (architecture in tagged or "." not in architecture):
         return
-    near = difflib.get_close_matches(architecture, [*timm.list_models(), *tagged], n=5)
-    raise UserError(
+    raise _unknown(architecture)
+
+
+def _unknown(architecture: str) -> UserError:
+    names = {*timm.list_models(), *timm.list_pretrained()} - {architecture}
+    near = difflib.get_close_matches(architecture, sorted(names), n=5)
+    return UserError(
         f"model.architecture {architecture!r} is not a name that timm {timm.__version__} knows. "
         + (f"Did you mean: {', '.join(near)}?" if near else "See timm.list_models() for the names.")
     )

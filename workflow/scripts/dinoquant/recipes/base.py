@@ -47,6 +47,7 @@ class Quantized:
     engine: str | None = None  # of the `quantized::` operators: weights are packed for it, also on loading
     variable: Sequence[str] = ()  # attributes that TorchScript must not fold into constants
     packs_on_loading: bool = False  # has parts in TorchScript that do; nothing of them may be folded
+    deflated: bool = False  # the file is compressed: its integers repeat
 
 
 class Quantize(Protocol):

@@ -1,5 +1,6 @@
 """Rewrite a patch embedding, a convolution whose kernel does not overlap, as the Linear layer that it is."""
 
+from collections.abc import Collection
 from typing import TypeGuard
 
 from torch import Tensor, nn
@@ -29,9 +30,13 @@ class PatchLinear(nn.Module):
 
 
 def is_patch_embedding(module: nn.Module) -> TypeGuard[nn.Conv2d]:
-    """Tell whether ``module`` is a convolution that `PatchLinear` computes exactly."""
+    """Tell whether ``module`` is a convolution that `PatchLinear` computes exactly.
+
+    timm's subclasses are none: they standardise their weights or pad their inputs at each call.
+    """
     return (
         isinstance(module, nn.Conv2d)
+        and type(module).forward is nn.Conv2d.forward
         and module.stride == module.kernel_size
         and module.padding in ((0, 0), "valid")
         and module.dilation == (1, 1)
@@ -39,9 +44,10 @@ def is_patch_embedding(module: nn.Module) -> TypeGuard[nn.Conv2d]:
     )
 
 
-def rewrite(model: nn.Module) -> list[str]:
-    """Replace every patch embedding of ``model`` in place; return the names of the Linear layers inside them."""
-    convolutions = {name: module for name, module in model.named_modules() if is_patch_embedding(module)}
-    for name, convolution in convolutions.items():
+def rewrite(model: nn.Module, names: Collection[str]) -> list[str]:
+    """Replace the patch embeddings ``names`` of ``model`` in place; return the names of the Linear layers inside."""
+    for name in names:
+        convolution = model.get_submodule(name)
+        assert isinstance(convolution, nn.Conv2d)
         model.set_submodule(name, PatchLinear(convolution))
-    return [f"{name}.linear" for name in convolutions]
+    return [f"{name}.linear" for name in names]

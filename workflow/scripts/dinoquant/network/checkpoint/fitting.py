@@ -38,10 +38,11 @@ def fit(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
     Raises UserError naming every tensor that is missing, unexpected, of another shape, or not finite.
     """
     dropped = sorted(name for name in state if _is_left_out(name, state[name], model))
-    needed = timm_names({name: value for name, value in state.items() if name not in dropped}, model)
+    kept = {name: value for name, value in state.items() if name not in dropped}
+    needed = timm_names(kept, model)
     expected = model.state_dict()
     if problems := _misfits(expected, needed):
-        raise UserError(f"model.checkpoint does not fit model.architecture: {some(problems)}. {_advice(needed, model)}")
+        raise UserError(f"model.checkpoint does not fit model.architecture: {some(problems)}. {_advice(kept, model)}")
     if strange := _without_values(needed):
         raise UserError(
             f"model.checkpoint holds tensors that are no plain real numbers: {some(strange)}. Expected are the float "
@@ -192,9 +193,11 @@ def _likely(state: Mapping[str, Tensor], width: int, blocks: int, patch: int) ->
     for name in names:
         with torch.device("meta"):
             model = timm.create_model(name, pretrained=False, num_classes=0)
-        own = model.state_dict()
-        if architecture.dimensions(model) and not _misfits_on_meta(own, state):
-            same_grid = "pos_embed" not in own or own["pos_embed"].shape == state["pos_embed"].shape
+        if architecture.dimensions(model) != (width, blocks, patch):
+            continue
+        own, named = model.state_dict(), timm_names(state, model)
+        if not _misfits_on_meta(own, named):
+            same_grid = "pos_embed" not in own or own["pos_embed"].shape == named["pos_embed"].shape
             fitting.append((not same_grid, len(name), name))
     return [name for *_, name in sorted(fitting)[:SUGGESTED]]
 

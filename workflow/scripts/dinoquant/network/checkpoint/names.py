@@ -38,6 +38,30 @@ TRANSFORMERS: Renames = (
     (r"encoder\.layer\.(\d+)\.", r"blocks.\1."),
     (r"layernorm\.(weight|bias)$", r"norm.\1"),
 )
+# Its DINOv3ViT, to Meta's names, in which the MLP's parts depend on whether it is SwiGLU.
+DINOV3: Renames = tuple(
+    (rf"(?:(?:encoder|model)\.)?{pattern}", replacement)
+    for pattern, replacement in (
+        (r"embeddings\.(cls|mask)_token$", r"\1_token"),
+        (r"embeddings\.register_tokens$", "storage_tokens"),
+        (r"embeddings\.patch_embeddings\.", "patch_embed.proj."),
+        (r"layer\.(\d+)\.attention\.q_proj\.", r"blocks.\1.attn.query."),
+        (r"layer\.(\d+)\.attention\.k_proj\.", r"blocks.\1.attn.key."),
+        (r"layer\.(\d+)\.attention\.v_proj\.", r"blocks.\1.attn.value."),
+        (r"layer\.(\d+)\.attention\.o_proj\.", r"blocks.\1.attn.proj."),
+        (r"layer\.(\d+)\.layer_scale([12])\.lambda1$", r"blocks.\1.ls\2.gamma"),
+        (r"layer\.(\d+)\.mlp\.up_proj\.", r"blocks.\1.mlp.fc1."),
+        (r"layer\.(\d+)\.mlp\.down_proj\.", r"blocks.\1.mlp.fc2."),
+        (r"layer\.(\d+)\.", r"blocks.\1."),
+        (r"norm\.(weight|bias)$", r"norm.\1"),
+    )
+)
+DINOV3_SWIGLU: Renames = (
+    (r"(?:(?:encoder|model)\.)?layer\.(\d+)\.mlp\.gate_proj\.", r"blocks.\1.mlp.w1."),
+    (r"(?:(?:encoder|model)\.)?layer\.(\d+)\.mlp\.up_proj\.", r"blocks.\1.mlp.w2."),
+    (r"(?:(?:encoder|model)\.)?layer\.(\d+)\.mlp\.down_proj\.", r"blocks.\1.mlp.w3."),
+    *DINOV3,
+)
 TORCHVISION: Renames = (
     (r"class_token$", "cls_token"),
     (r"encoder\.pos_embedding$", "pos_embed"),
@@ -52,6 +76,8 @@ TORCHVISION: Renames = (
 # A name that only this scheme has, by which it is known.
 SCHEMES: tuple[tuple[str, Renames], ...] = (
     (r"(^|\.)embeddings\.patch_embeddings\.projection\.weight$", TRANSFORMERS),
+    (r"(^|\.)layer\.0\.mlp\.gate_proj\.weight$", DINOV3_SWIGLU),
+    (r"(^|\.)layer\.0\.attention\.q_proj\.weight$", DINOV3),
     (r"(^|\.)encoder\.layers\.encoder_layer_0\.ln_1\.weight$", TORCHVISION),
 )
 # Prefixes of what timm's own converter knows: CLIP, BEiT-3, AIMv2, RADIO.
@@ -70,16 +96,6 @@ FOREIGN: tuple[tuple[str, str, str], ...] = (
         r"(^|\.)vision_model\.(encoder|embeddings)\.",
         "a CLIP or SigLIP model in Hugging Face's names",
         "Expected are timm's names: timm publishes the same weights as vit_*_clip_* and vit_*_siglip_*",
-    ),
-    (
-        r"(^|\.)layer\.\d+\.attention\.[qkvo]_proj\.",
-        "a DINOv3 model in Hugging Face's names",
-        "Expected are timm's names: timm publishes the same weights as vit_*_dinov3.* on huggingface.co/timm",
-    ),
-    (
-        r"(^|\.)(storage_tokens|rope_embed\.periods)$",
-        "a DINOv3 model in Meta's names",
-        "Set model.architecture to timm's name of it, vit_*_dinov3 of the same size",
     ),
     (
         r"(^|\.)visual\.(transformer\.resblocks|conv1)\.|(^|\.)transformer\.resblocks\.",
@@ -139,10 +155,20 @@ def normalised(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str, Ten
 def timm_names(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """Return the tensors as timm's own converter of checkpoints names and shapes them for this kind of network.
 
-    It would interpolate patch and position embeddings without a word, too: it is told that they fit.
+    It would interpolate patch and position embeddings without a word, too: it is told that they fit. And it would drop
+    the biases of Meta's DINOv3 where the network has none: those that are not 0 stay, and do not fit.
     """
     if architecture.dimensions(model) is None:
         return dict(state)
+    lost: dict[str, Tensor] = {}
+    if "storage_tokens" in state and not {"blocks.0.attn.q_bias", "blocks.0.attn.qkv.bias"} & model.state_dict().keys():
+        biases = {name: value for name, value in state.items() if name.endswith("attn.qkv.bias")}
+        state = {name: value for name, value in state.items() if name not in biases}
+        for name, value in biases.items():
+            query, _, values = value.tensor_split(3)  # keys have none: what the file has there is masked
+            if query.any() or values.any():
+                part = name.removesuffix("qkv.bias")
+                lost |= {f"{part}q_bias": query, f"{part}v_bias": values}
     weight = next(value for value in [*state.values(), *model.parameters()] if value.ndim == 4)
     shapes = SimpleNamespace(
         patch_embed=SimpleNamespace(proj=SimpleNamespace(weight=weight)),
@@ -155,7 +181,7 @@ def timm_names(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tenso
     # The token of masked training is how timm knows Meta's DINOv2, whose registers and SwiGLU have other names.
     marked = {"mask_token": torch.empty(0)} if any(map(META.search, state)) else {}
     converted: dict[str, Tensor] = converter({**state, **marked}, shapes, **options)
-    return converted
+    return converted | lost
 
 
 def foreign(names: Sequence[str]) -> str | None:
@@ -185,15 +211,19 @@ def _shifted(replacement: str) -> str:
 
 
 def _joined(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the state with query, key and value of each block in one tensor, where all three are there."""
+    """Return the state with query, key and value of each block in one tensor; keys without a bias get one of 0."""
     parts: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    rest = {}
     for name, value in state.items():
         if match := QKV.match(name):
             parts[f"{match[1]}qkv.{match[3]}"][match[2]] = value
-    whole = {name: part for name, part in parts.items() if len(part) == 3}
-    kept = {
-        name: value
-        for name, value in state.items()
-        if not (match := QKV.match(name)) or f"{match[1]}qkv.{match[3]}" not in whole
-    }
-    return kept | {name: torch.cat([part[key] for key in ("query", "key", "value")]) for name, part in whole.items()}
+        else:
+            rest[name] = value
+    for name, part in parts.items():
+        if name.endswith("bias") and part.keys() == {"query", "value"}:
+            part["key"] = torch.zeros_like(part["query"])
+        if len(part) == 3:
+            rest[name] = torch.cat([part[key] for key in ("query", "key", "value")])
+        else:
+            rest |= {name.replace("qkv.", f"{key}."): value for key, value in part.items()}
+    return rest

@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
+from dinoquant.files import deflated
 from dinoquant.recipes.anatomy.description import FC1, FC2, KINDS, PROJ, QKV, SOFTMAX, Block
 from dinoquant.recipes.anatomy.families import anatomy_of
 from dinoquant.recipes.base import Converted, scripted
 from dinoquant.recipes.int8 import layers, transformer
 from dinoquant.recipes.int8.calibration import Observed
+from dinoquant.recipes.int8.coarse import coarsely, coarsest, set_coarsest, short
 from dinoquant.recipes.int8.gptq import gptq
 from dinoquant.recipes.int8.scales import EXTRA, Split, Steps, colour_steps, split_range, static_steps
 
@@ -61,7 +63,7 @@ def assemble(
     if (precision := precisions[network.patches]) != FP32:
         embedding = build_patches(convolution, precision, seen.get(network.patches), portable)
         patches = scripted(embedding)
-        became[network.patches] = _converted(embedding.linear, precision, portable)
+        became[network.patches] = _converted(convolution, embedding.linear, precision, portable)
     rebuilt = []
     for number, block in enumerate(tqdm(blocks, desc="quantizing", unit="block", disable=None)):
         names = {kind: network.name(number, kind) for kind in KINDS}
@@ -71,7 +73,8 @@ def assemble(
         rebuilt.append(built)
         for kind, linear in zip(KINDS, (built.qkv, built.proj, built.fc1, built.fc2), strict=True):
             if of[kind] != FP32:
-                became[names[kind]] = _converted(linear, of[kind], portable, notes.get(kind, ""))
+                before = block.linears[kind]
+                became[names[kind]] = _converted(before, linear, of[kind], portable, notes.get(kind, ""))
         if attention == BF16:
             became[network.name(number, SOFTMAX)] = Converted(SOFTMAX_BF16, "bf16", 0)
     if network.tokens_read < network.tokens:
@@ -81,7 +84,7 @@ def assemble(
 
 def build_patches(convolution: nn.Conv2d, precision: str, seen: Observed | None, portable: bool) -> transformer.Patches:
     """Return the patch embedding in a precision other than fp32; ``seen`` is needed for `STATIC`."""
-    linear = _linear(convolution.weight.flatten(1), _bias(convolution))
+    linear = _linear(convolution.weight.flatten(1), _bias(convolution), coarsest(convolution))
     kernel = int(convolution.kernel_size[0])
     if precision != STATIC:
         return transformer.Patches(kernel, _plain(linear, precision, seen, portable), None, None)
@@ -90,7 +93,7 @@ def build_patches(convolution: nn.Conv2d, precision: str, seen: Observed | None,
     low, step = colour_steps(seen, colours)
     # Steps from the lowest value up have zero point 0; what that value adds to every product goes into the bias.
     lowest = low.repeat_interleave(linear.in_features // colours)
-    raised = _linear(linear.weight, _bias(linear) + linear.weight @ lowest)
+    raised = _linear(linear.weight, _bias(linear) + linear.weight @ lowest, coarsest(linear))
     steps = Steps(step.repeat_interleave(linear.in_features // colours), 1.0, 0)
     shifted = replace(seen, inputs=seen.inputs - lowest)
     gain, offset = 1 / step, 0.5 - low / step
@@ -198,15 +201,26 @@ def _behind_norm(
 def _static(
     linear: nn.Linear, steps: Steps, seen: Observed, portable: bool, output: Output = FLOAT
 ) -> layers.StaticLinear:
-    integers, scale = _rounded(linear.weight * steps.smooth, steps.round(seen.inputs), portable)
-    return layers.StaticLinear(integers, scale * steps.step, _bias(linear), steps.zero_point, *output)
+    smoothed = _linear(linear.weight * steps.smooth, _bias(linear), coarsest(linear))
+    return _static_rounded(smoothed, steps.round(seen.inputs), seen, steps, portable, output)
 
 
 def _static_split(linear: nn.Linear, split: Split, seen: Observed, portable: bool) -> layers.StaticLinear:
     inputs = split.round(seen.inputs)
     inputs = functional.pad(inputs, (0, linear.in_features - inputs.shape[1]))
-    integers, scale = _rounded(linear.weight, inputs, portable)
-    return layers.StaticLinear(integers, scale * split.step, _bias(linear), split.zero_point)
+    return _static_rounded(linear, inputs, seen, split, portable, FLOAT)
+
+
+def _static_rounded(
+    linear: nn.Linear, inputs: Tensor, seen: Observed, steps: Steps | Split, portable: bool, output: Output
+) -> layers.StaticLinear:
+    """Return the Linear, its weights rounded for the ``inputs``, which are in ``steps`` already."""
+    step, zero_point = steps.step, steps.zero_point
+    if (most := coarsest(linear)) is None:
+        integers, scale = _rounded(linear.weight, inputs, portable)
+        return layers.StaticLinear(integers, scale * step, _bias(linear), zero_point, *output)
+    integers, scale, shift = coarsely(linear.weight, most, inputs, seen.rows, portable)
+    return layers.StaticLinear(integers, short(scale * step), short(_bias(linear) - shift), zero_point, *output)
 
 
 def _plain(
@@ -230,8 +244,11 @@ def _widened(fc1: nn.Linear, fc2: nn.Linear, split: Split, padding: int) -> tupl
     rows = functional.pad(fc1.weight[split.source], (0, 0, 0, padding))
     lower = functional.pad(_bias(fc1)[split.source] - split.shift, (0, padding))
     columns = functional.pad(fc2.weight[:, split.source], (0, padding))
-    wide1 = _linear(torch.cat([fc1.weight, rows]), torch.cat([_bias(fc1), lower]))
-    return wide1, _linear(torch.cat([fc2.weight, columns], 1), _bias(fc2))
+    most = coarsest(fc1)
+    if most is not None:
+        most = torch.cat([most, functional.pad(most[split.source], (0, padding), value=1.0)])
+    wide1 = _linear(torch.cat([fc1.weight, rows]), torch.cat([_bias(fc1), lower]), most)
+    return wide1, _linear(torch.cat([fc2.weight, columns], 1), _bias(fc2), coarsest(fc2))
 
 
 def _attention_scaled(block: Block, context_gain: Tensor) -> nn.Linear:
@@ -244,19 +261,24 @@ def _attention_scaled(block: Block, context_gain: Tensor) -> nn.Linear:
     # Pairs become neighbours. Queries and keys are only multiplied with each other: their common order does not matter.
     order = torch.arange(3 * width)
     order[: 2 * width] = order[: 2 * width].view(-1, 2, block.head_width // 2).transpose(1, 2).flatten()
-    return _linear(scaled.weight[order], scaled.bias[order])
+    most = coarsest(scaled)
+    return _linear(scaled.weight[order], scaled.bias[order], None if most is None else most[order])
 
 
 def _rows_scaled(linear: nn.Linear, factor: Tensor | None) -> nn.Linear:
     if factor is None:
         return linear
-    return _linear(linear.weight * factor[:, None], _bias(linear) * factor)
+    most = coarsest(linear)
+    most = None if most is None else most * factor.abs()
+    return _linear(linear.weight * factor[:, None], _bias(linear) * factor, most)
 
 
-def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+def _linear(weight: Tensor, bias: Tensor, most: Tensor | None) -> nn.Linear:
     linear = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
     linear.weight = nn.Parameter(weight, requires_grad=False)
     linear.bias = nn.Parameter(bias, requires_grad=False)
+    if most is not None:
+        set_coarsest(linear, most)
     return linear
 
 
@@ -264,10 +286,17 @@ def _bias(layer: nn.Linear | nn.Conv2d) -> Tensor:
     return layer.bias if layer.bias is not None else torch.zeros(layer.weight.shape[0])
 
 
-def _converted(linear: nn.Module, precision: str, portable: bool, note: str = "") -> Converted:
+def _converted(before: nn.Module, linear: nn.Module, precision: str, portable: bool, note: str = "") -> Converted:
     assert isinstance(linear, layers.StaticLinear | layers.TokenLinear | layers.FloatLinear)
     if precision in DTYPES:
         return Converted(precision + note, precision, linear.stored_bytes())
     scales = {STATIC: "int8 static", PER_TOKEN: "int8 per-token"}[precision]
     where = "in pairs that every x86 multiplies exactly" if portable else "multiplied as float32 without VNNI"
-    return Converted(f"{scales}, per-channel weights, {where}{note}", "int8", linear.stored_bytes())
+    size = linear.stored_bytes()
+    if coarsest(before) is not None:
+        assert isinstance(linear, layers.StaticLinear)
+        kept = (linear.weight, linear.scale, linear.bias)
+        weights, *others = (len(deflated(tensor.numpy().tobytes())) for tensor in kept)
+        note += f", deflated to {8 * weights / linear.weight.numel():.2f} bits a weight"
+        size = weights + sum(others)
+    return Converted(f"{scales}, per-channel weights, {where}{note}", "int8", size)

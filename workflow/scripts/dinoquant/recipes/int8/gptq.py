@@ -17,13 +17,7 @@ def gptq(weight: Tensor, scale: Tensor, inputs: Tensor, portable: bool = False) 
     :param portable: keep every pair of neighbours within `PAIR_LIMIT`; ``scale`` must leave room for it.
     """
     outputs, width = weight.shape
-    inputs = inputs.double()
-    hessian = inputs.T @ inputs
-    diagonal = hessian.diagonal()
-    diagonal += DAMPING * diagonal.mean() + torch.finfo(torch.float32).tiny
-    order = diagonal.argsort(descending=True)  # the inputs that matter most first, while all others can still correct
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian[order][:, order]))
-    factor = torch.linalg.cholesky(inverse, upper=True)
+    factor, order = corrections(inputs)
     left = (weight.double() / scale.double()[:, None])[:, order]
     rounded = torch.zeros(outputs, width + width % 2, dtype=torch.float64)  # 0 until it is its turn
     for start in range(0, width, BLOCK):
@@ -40,3 +34,14 @@ def gptq(weight: Tensor, scale: Tensor, inputs: Tensor, portable: bool = False) 
             errors[:, column - start] = error
         left[:, stop:] -= errors @ factor[start:stop, stop:]
     return rounded[:, :width].to(torch.int8)
+
+
+def corrections(inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Return how a weight's rounding is corrected by those after it, float64 ``[in, in]``, upper, and their order."""
+    inputs = inputs.double()
+    hessian = inputs.T @ inputs
+    diagonal = hessian.diagonal()
+    diagonal += DAMPING * diagonal.mean() + torch.finfo(torch.float32).tiny
+    order = diagonal.argsort(descending=True)  # the inputs that matter most first, while all others can still correct
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian[order][:, order]))
+    return torch.linalg.cholesky(inverse, upper=True), order
