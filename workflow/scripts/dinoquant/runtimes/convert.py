@@ -21,9 +21,9 @@ log = logging.getLogger("dinoquant")
 
 PARTIAL = ".partial-"
 BATCHES = (1, 16)
-# Relative to the largest feature: rounding of another order of sums in float32, and of bfloat16's 8 bit mantissa. What
-# int8 does to features is for the accuracy to say, not for this.
-TOLERANCES = {"fp32": 1e-4, "bf16": 3e-2}
+# Relative to the largest feature: rounding of another order of sums in float32, and of bfloat16's 8 bit mantissa, which
+# moves the worst of thousands of tokens by 0.05 (ViT-Ti). What int8 does to features is for the accuracy to say.
+TOLERANCES = {"fp32": 1e-4, "bf16": 1e-1}
 
 
 def convert(
