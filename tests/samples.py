@@ -113,6 +113,7 @@ class Samples:
         return {
             **self.config["figures"],
             "without_attention": {},
+            "without_patches": {},
             "variants": list(self.config["variants"]),
             "substitute": ", ".join(part for part in parts if part) or None,
         }
@@ -294,7 +295,14 @@ def _config(devices: list[str], batch_sizes: list[int], substitute: bool) -> dic
             "confidence": 0.95,
             "resamples": 2000,
         },
-        "budget": {"cosine": 0.995, "knn_top1_drop": 1, "latency_ms": None, "size_mb": None, "peak_rss_mb": None},
+        "budget": {
+            "cosine": 0.995,
+            "patch_cosine": None,
+            "knn_top1_drop": 1,
+            "latency_ms": None,
+            "size_mb": None,
+            "peak_rss_mb": None,
+        },
         "figures": {"palette": "colorblind", "font_scale": 1.0, "dpi": 150, "batch_size": None},
     }
 
@@ -476,10 +484,12 @@ def _info(substitute: bool) -> dict[str, Any]:
         "architecture": "vit_small_patch16_224.dino",
         "image_size": 224,
         "pooling": "token",
+        "output": "features",
         "mean": [0.485, 0.456, 0.406],
         "std": [0.229, 0.224, 0.225],
         "feature_dim": 384,
         "patch_size": 16,
+        "tokens": 197,
         "prefix_tokens": 1,
         "class_token": True,
         "parameters": 21_665_664,

@@ -18,7 +18,15 @@ from dinoquant.recipes.anatomy.families import anatomy_of
 from dinoquant.recipes.base import load_recipe
 from samples import photographs, tiny_vit
 
-CARD = {"architecture": "tiny", "image_size": 32, "pooling": "token", "mean": [0.5] * 3, "std": [0.5] * 3}
+CARD = {
+    "architecture": "tiny",
+    "image_size": 32,
+    "pooling": "token",
+    "output": "features",
+    "tokens": None,
+    "mean": [0.5] * 3,
+    "std": [0.5] * 3,
+}
 INFO = {**CARD, "patch_size": 8, "prefix_tokens": 1, "class_token": True}
 DYNAMIC = {"recipe": "int8-dynamic", "modules": ["Linear", "Conv2d"], "weights": "per-channel", "engine": "auto"}
 STATIC = {"modules": ["Linear"], "weights": "per-channel", "observer": "histogram", "engine": "auto"}

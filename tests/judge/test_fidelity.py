@@ -13,7 +13,8 @@ import pytest
 
 from dinoquant.data.manifest import UNLABELLED, evenly_spaced, read_split, read_wnids
 from dinoquant.errors import UserError
-from dinoquant.judge.fidelity import cosine, evaluate
+from dinoquant.judge.fidelity import evaluate
+from dinoquant.judge.paired import cosine
 
 CONFIG = {"k": 1, "temperature": 0.07, "confidence": 0.95, "resamples": 1000, "seed": 0}
 SCRIPTS = Path(__file__).parents[2] / "workflow/scripts"
@@ -168,6 +169,7 @@ def test_the_script_writes_every_field_without_pytorch(tmp_path: Path) -> None:
 
     result: dict[str, Any] = json.loads((tmp_path / "v.json").read_text())
     with_interval = ["knn_top1", "knn_top5", "knn_top1_drop", "cosine_mean", "knn_agreement"]
+    with_interval += ["retrieval_map", "retrieval_map_drop"]
     fields = {f"{name}{end}" for name in with_interval for end in ("", "_ci_low", "_ci_high")}
     fields |= {"mcnemar_p", "mcnemar_lost", "mcnemar_gained", "per_class", "saturation"}
     assert set(result) == fields | {"variant", "device", "bank", "queries", "k", "temperature", "cosine_p5"}

@@ -79,9 +79,8 @@ def test_seed_decides_the_weights_and_leaves_the_global_state_alone() -> None:
 def test_weights_survive_a_round_trip_at_another_image_size(tmp_path: Path) -> None:
     seeded = architecture.seeded("test_vit", 64, 0)
     torch.save(seeded.state_dict(), tmp_path / "state_dict.pt")
-    restored = architecture.restore(
-        {"architecture": "test_vit", "image_size": 64, "pooling": "architecture"}, tmp_path / "state_dict.pt"
-    )
+    described = {"architecture": "test_vit", "image_size": 64, "pooling": "architecture", "output": "features"}
+    restored = architecture.restore(described, tmp_path / "state_dict.pt")
     images = torch.randn(1, 3, 64, 64)
     assert torch.equal(restored(images), seeded(images))
 
@@ -107,10 +106,12 @@ def test_info_describes_the_model() -> None:
         "architecture": "vit_small_patch16_224.dino",
         "image_size": 224,
         "pooling": "token",
+        "output": "features",
         "mean": [0.485, 0.456, 0.406],
         "std": [0.229, 0.224, 0.225],
         "feature_dim": 384,
         "patch_size": 16,
+        "tokens": 197,
         "prefix_tokens": 1,
         "class_token": True,
         "parameters": 21_665_664,

@@ -129,7 +129,15 @@ def test_a_distilled_model_keeps_its_features(
 ) -> None:
     options = {"recipe": name, **OPTIONS[name]}
     quantized = load_recipe(name).quantize(distilled, options, images)
-    info = {"architecture": "deit", "image_size": 32, "pooling": "token", "mean": [0.5] * 3, "std": [0.5] * 3}
+    info = {
+        "architecture": "deit",
+        "image_size": 32,
+        "pooling": "token",
+        "output": "features",
+        "tokens": None,
+        "mean": [0.5] * 3,
+        "std": [0.5] * 3,
+    }
     export(quantized, tmp_path / "model.pt", name, options, info)
     found = load(tmp_path / "model.pt")(images)
     assert torch.equal(found, quantized.module(images))

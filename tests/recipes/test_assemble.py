@@ -142,7 +142,7 @@ def test_photographs_lose_nothing_before_the_patch_embedding(shift: float, netwo
     # What is left is the rounding of the weights: half a step in each, of independent sign.
     step = network.patch_embed.proj.weight.flatten(1).abs().amax(1) / 127
     bound = step * 0.29 * images.square().mean().sqrt() * (3 * 64) ** 0.5
-    off = (changed.patch_embed(images) - expected).square().mean((0, 1)).sqrt()
+    off = (changed.model.patch_embed(images) - expected).square().mean((0, 1)).sqrt()
     assert (off <= 1.5 * bound).all()
 
 

@@ -73,7 +73,15 @@ def quantize(network: nn.Module, options: Mapping[str, Any], calibration: Tensor
 
 
 def write(quantized: Quantized, path: Path, options: Mapping[str, Any], size: int = 32) -> None:
-    info = {"architecture": "tiny", "image_size": size, "pooling": "token", "mean": [0.5] * 3, "std": [0.5] * 3}
+    info = {
+        "architecture": "tiny",
+        "image_size": size,
+        "pooling": "token",
+        "output": "features",
+        "tokens": None,
+        "mean": [0.5] * 3,
+        "std": [0.5] * 3,
+    }
     export(quantized, path, path.stem, options, info)
 
 

@@ -26,6 +26,7 @@ from samples import photographs, tiny_vit
 FEW = {"recipe": "few-bits", "bits": 4.2, "attention": "bf16", "portable": True}
 SMOOTH = {"recipe": "int8-smooth", "attention": "bf16", "portable": True}
 INFO = {"architecture": "tiny", "image_size": 32, "pooling": "token", "mean": [0.5] * 3, "std": [0.5] * 3}
+INFO |= {"output": "features", "tokens": None}
 SIZES = st.integers(1, 40)
 
 

@@ -249,6 +249,7 @@ def test_the_card_says_what_the_file_is(network: nn.Module, tmp_path: Path) -> N
         "architecture": "test_vit",
         "image_size": SIZE,
         "pooling": "token",
+        "output": "features",
         "mean": [0.5, 0.5, 0.5],
         "std": [0.5, 0.5, 0.5],
         "engine": torch.backends.quantized.engine,
@@ -274,6 +275,9 @@ def test_export_refuses_a_trace_that_is_not_the_model(network: nn.Module, tmp_pa
     class Moody(nn.Module):
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return images.mean((2, 3)) if len(images) == 1 else images.amax((2, 3))
+
+        def forward_features(self, images: torch.Tensor) -> torch.Tensor:
+            return images.flatten(2)
 
     with pytest.raises(UserError, match=r"otherwise for two images than for one.*the trace and the model"):
         write(Quantized(Moody(), (), {}), network, tmp_path / "model.pt", {"recipe": "fp32"})

@@ -24,6 +24,7 @@ from dinoquant.report.figures import (
     fidelity,
     latency,
     pareto,
+    patches,
     roofline,
     scaling,
     size,
@@ -355,6 +356,46 @@ def test_the_colours_of_an_image_are_those_of_fp32(samples: Samples) -> None:
         (float(reference.min()), float(np.percentile(reference, attention.PERCENTILE)))
     }
     np.testing.assert_allclose(first[0].get_array(), reference, rtol=1e-6)
+
+
+def _tokens() -> dict[str, dict[str, np.ndarray]]:
+    """Return the patches of two images: int8-static's are fp32's in the opposite order, bf16 has none."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (2, 3, 56, 56), dtype=np.uint8)
+    tokens = rng.standard_normal((2, 16, 6)).astype(np.float32) * np.array([9, 5, 3, 1, 1, 1], dtype=np.float32)
+    by_variant = {variant: {"images": images, "patches": tokens} for variant in VARIANTS if variant != "fp16"}
+    by_variant["int8-static"] = {"images": images, "patches": tokens[:, ::-1]}
+    by_variant["bf16"] = {"images": images, "reason": np.array("its file gives features only")}
+    return by_variant
+
+
+def test_patches_shows_every_variant_or_why_it_cannot_be_seen(substitute: Samples) -> None:
+    style = use_style(substitute.figure_config | {"without_patches": {"fp16": NO_CPU}})
+    figure = patches.draw(_tokens(), style)
+    texts = [text.replace("\n", "") for text in _texts(figure)]
+    assert [variant for variant in VARIANTS if variant not in texts and variant not in ("fp16", "bf16")] == []
+    foot = figure.get_supxlabel().replace("\n", " ")
+    assert f"No patches of fp16: {NO_CPU}. No patches of bf16: its file gives features only." in foot
+    assert texts.count("1.0000") == 2 * 5
+    _assert_inside(figure)
+
+
+def test_a_variant_has_the_axes_and_the_range_of_fp32() -> None:
+    """With axes of its own, a variant turned round or stretched would look like fp32."""
+    reference = _tokens()["fp32"]["patches"]
+    turned = np.roll(reference, 3, axis=2)  # all of its variance is where fp32 has little
+    found = patches.colours({"fp32": reference, "turned": turned, "halved": reference / 2, "same": reference})
+    assert found["fp32"].shape == (2, 4, 4, 3)
+    spread = {name: own.std(axis=(0, 1, 2)) for name, own in found.items()}
+    assert (spread["fp32"] > 0.15).all()
+    assert (spread["turned"] < spread["fp32"]).all()
+    np.testing.assert_array_equal(found["same"], found["fp32"])
+    centred = reference - reference.mean((0, 1))
+    first = np.linalg.svd(centred.reshape(-1, 6), full_matrices=False)[2][0]
+    expected = (centred @ first).reshape(2, 4, 4)
+    inner = np.abs(found["fp32"][..., 0] - 0.5) < 0.49  # what is cut is no longer proportional
+    assert abs(np.corrcoef(found["fp32"][..., 0][inner], expected[inner])[0, 1]) > 0.9999
+    assert abs(np.corrcoef(found["halved"][..., 0].ravel(), expected.ravel())[0, 1]) > 0.99
 
 
 def test_files_are_the_same_every_time(substitute: Samples, tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ import pytest
 from dinoquant.report.choice import front
 from dinoquant.report.recommend import DeviceRecommendation, RecommendConfig, conclusion, link, recommend
 
-BUDGET = {"cosine": 0.99, "knn_top1_drop": None, "latency_ms": None, "size_mb": None, "peak_rss_mb": None}
+BUDGET = {"cosine": 0.99, "patch_cosine": None, "knn_top1_drop": None}
+BUDGET |= {"latency_ms": None, "size_mb": None, "peak_rss_mb": None}
 
 
 def row(
@@ -27,7 +28,7 @@ def row(
         **{"latency_p50_ci_high_ms": 60 / speedup + 0.5, "throughput_ips": speedup / 0.06, "cosine_mean": cosine},
         **{"knn_top1_drop": 0.2, "knn_top1_drop_ci_low": -0.3, "knn_top1_drop_ci_high": 0.7},
     }
-    ends = {"cosine_mean_ci_low": cosine, "cosine_mean_ci_high": cosine}
+    ends = {"cosine_mean_ci_low": cosine, "cosine_mean_ci_high": cosine, "patch_cosine_mean": ""}
     return {key: str(value) for key, value in (known | ends | cells).items()}
 
 
@@ -160,6 +161,21 @@ def test_every_variant_is_the_pick_or_has_a_reason() -> None:
 )
 def test_each_key_of_the_budget_counts_by_the_unfavourable_end(budget: dict, pick: str | None) -> None:
     assert on_cpu(FP32, NAIVE, GOOD, BF16, **budget)["pick"] == pick
+
+
+def test_of_tokens_the_patches_are_asked_for_too() -> None:
+    def with_patches(row: dict, mean: float) -> dict:
+        return row | {f"patch_cosine_mean{end}": str(mean) for end in ("", "_ci_low", "_ci_high")}
+
+    rows = with_patches(FP32, 1), with_patches(GOOD, 0.97), with_patches(BF16, 0.9998)
+    assert on_cpu(*rows)["pick"] == "good"
+    answer = on_cpu(*rows, patch_cosine=0.99)
+    assert answer["pick"] == "bf16"
+    assert (
+        "its mean cosine of patches to fp32's is 0.9700, 0.0200 short of the 0.99 asked for"
+        in answer["rejected"]["good"]
+    )
+    assert any(text.startswith("Its patches have a mean cosine of 0.9998") for text in answer["reasons"])
 
 
 def test_a_loss_that_is_only_possible_is_told_from_one_that_was_seen() -> None:

@@ -51,7 +51,10 @@ def test_columns_are_the_interface(samples: Samples) -> None:
         "gpu_memory_mb load_ms first_inference_ms energy_mj_per_image energy_reason knn_top1 knn_top1_ci_low "
         "knn_top1_ci_high knn_top5 knn_top1_drop knn_top1_drop_ci_low knn_top1_drop_ci_high cosine_mean "
         "cosine_mean_ci_low cosine_mean_ci_high cosine_p5 knn_agreement mcnemar_p probe_top1 probe_top1_drop "
-        "probe_top1_drop_ci_low probe_top1_drop_ci_high accuracy_reason quantized_modules quantizable_modules"
+        "probe_top1_drop_ci_low probe_top1_drop_ci_high retrieval_map retrieval_map_ci_low retrieval_map_ci_high "
+        "retrieval_map_drop retrieval_map_drop_ci_low retrieval_map_drop_ci_high accuracy_reason patch_cosine_mean "
+        "patch_cosine_mean_ci_low patch_cosine_mean_ci_high patch_cosine_p5 patch_cosine_min patch_images patch_reason "
+        "quantized_modules quantizable_modules"
     )
     assert list(_table(samples).columns) == expected.split(" ")
 

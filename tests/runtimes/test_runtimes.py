@@ -21,11 +21,13 @@ from dinoquant.errors import UserError
 from dinoquant.files import write_json
 from dinoquant.machine import PROCESSORS
 from dinoquant.network import architecture
+from dinoquant.network.card import read_card
 from dinoquant.network.export import export
 from dinoquant.recipes.base import Quantized
 from dinoquant.recipes.int8.processor import int8_is_exact
+from dinoquant.recipes.output import with_output
 from dinoquant.runtimes import footprint, inductor, onnx_file, remote
-from dinoquant.runtimes.opened import open_model
+from dinoquant.runtimes.opened import features_by, no_tokens, open_model, tokens_by
 from dinoquant.runtimes.remote import Remote
 from dinoquant.runtimes.saturation import Saturation, check
 from dinoquant.runtimes.worker import receive, send, serve
@@ -116,7 +118,7 @@ def converted(onnx: Path, folder: Path, runtime: str, recipe: str, **options: An
     """Make a model as the workflow does, with its card beside it."""
     path = folder / f"model{runtimes.RUNTIMES[runtime].suffixes[0]}"
     card = {"variant": "x", "runtime": runtime, "recipe": recipe, "options": options}
-    card |= {"architecture": ARCHITECTURE, "image_size": SIZE, "pooling": "architecture"}
+    card |= {"architecture": ARCHITECTURE, "image_size": SIZE, "pooling": "architecture", "output": "features"}
     images = torch.randn(4, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1)).numpy()
     with Remote(runtime, 1) as process:
         process.ask("convert", images, source=str(onnx), target=str(path), card=card)
@@ -150,6 +152,23 @@ def test_features_are_those_of_the_model(
             assert (features - expected[:count]).abs().max() < 1e-4 * scale
         else:
             require_quantized(f"{runtime}'s {recipe}", features, expected[:count])
+
+
+@needs_peers
+@torch.no_grad()
+def test_tokens_of_another_runtime_are_pooled_as_the_models_own(network: Any, tmp_path: Path) -> None:
+    images = torch.randn(3, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(2))
+    features, tokens = network(images), network.forward_features(images)
+    gives_tokens = with_output(architecture.seeded(ARCHITECTURE, None, 0), "tokens")
+    info = architecture.info(gives_tokens, ARCHITECTURE, "imagenet", substitute="seeded weights")
+    export(Quantized(gives_tokens, asked=(), became={}), tmp_path / "fp32.pt", "fp32", {"recipe": "fp32"}, info)
+    onnx_file.write(gives_tokens, SIZE, tmp_path / "fp32.onnx")
+    path = converted(tmp_path / "fp32.onnx", tmp_path, "onnxruntime", "fp32")
+    write_json(tmp_path / "card.json", {**read_card(path), "output": "tokens"})
+    assert no_tokens(path, info["tokens"]) is None
+    with open_model(path, "cpu", threads=1, batch_size=3) as model:
+        torch.testing.assert_close(tokens_by(model)(images), tokens, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(features_by(model, tmp_path / "fp32.pt")(images), features, rtol=1e-3, atol=1e-3)
 
 
 @needs_peers

@@ -32,7 +32,9 @@ def with_peers(finished: Checkout, tmp_path_factory: pytest.TempPathFactory) -> 
         pytest.skip(reason)
     run = finished.copy(tmp_path_factory.mktemp("peers") / "workflow")
     (run.folder / ".venv-peers").symlink_to(ROOT / ".venv-peers")
-    assert set(run.stale(overlay=OVERLAY)) == ADDED | draw("attention") | AGGREGATE, "a new peer runs what is its own"
+    assert set(run.stale(overlay=OVERLAY)) == ADDED | draw("attention", "patches") | AGGREGATE, (
+        "a new peer runs what is its own"
+    )
     done = run.snakemake(overlay=OVERLAY)
     assert done.returncode == 0, done.stdout
     return run
@@ -47,7 +49,8 @@ def test_peers_have_rows_like_any_other(with_peers: Checkout) -> None:
         assert float(row["speedup"]) > 0
         assert float(row["peak_rss_mb"]) > 0
         assert 0.9 < float(row["cosine_mean"]) < 0.99999
-        assert row["quantized_modules"] == ""
+        assert row["quantized_modules"] == row["patch_cosine_mean"] == ""
+        assert row["patch_reason"].startswith(f"{options['runtime']}'s file gives features only")
         timing = json.loads((results / f"latency/cpu/{variant}/batch1.json").read_text())
         assert timing["runtime"]["name"] == options["runtime"]
         assert timing["runtime"][options["runtime"]][0].isdigit()  # its version
@@ -74,7 +77,7 @@ def test_the_peers_lock(with_peers: Checkout, tmp_path: Path) -> None:
 def test_without_the_environment_rows_say_how_to_get_it(run: Checkout) -> None:
     assert not (run.folder / ".venv-peers").exists()
     overlay = {"variants": {**PEERS}}
-    assert set(run.stale(overlay=overlay)) == {"derive_limits"} | AGGREGATE | draw("attention", "audit")
+    assert set(run.stale(overlay=overlay)) == {"derive_limits"} | AGGREGATE | draw("attention", "patches", "audit")
     done = run.snakemake("results/summary.csv", overlay=overlay)
     assert done.returncode == 0, done.stdout
     for row in map(summary(run).get, PEERS):

@@ -20,7 +20,7 @@ def draw(*figures: str) -> set[str]:
     return {f"draw_figure figure={figure}" for figure in figures}
 
 
-PAGE = {*draw(*FIGURES, "attention", "audit"), "write_report"}
+PAGE = {*draw(*FIGURES, "attention", "patches", "audit"), "write_report"}
 AGGREGATE = {"summarise", "recommend", "record_provenance", *draw(*FIGURES), "write_report"}
 
 
@@ -52,6 +52,10 @@ def attention(*variants: str) -> set[str]:
     return per_variant("extract_attention", *variants) | draw("attention")
 
 
+def patches(*variants: str) -> set[str]:
+    return per_variant("measure_patches", *variants) | draw("patches")
+
+
 def whole(*variants: str) -> set[str]:
     return (
         per_variant("quantize", *variants)
@@ -59,6 +63,7 @@ def whole(*variants: str) -> set[str]:
         | accuracy(*variants)
         | probe(*variants)
         | attention(*variants)
+        | patches(*variants)
         | latency(*variants)
         | footprint(*variants)
         | energy(*variants)
@@ -120,9 +125,15 @@ def test_a_fresh_run_does_everything_once(fresh: Checkout) -> None:
         pytest.param({"accuracy": {"probe": {"C": 2}}}, probe(*VARIANTS) | AGGREGATE, id="the probe's key"),
         pytest.param(
             {"accuracy": {"batch_size": 2}},
-            per_variant("extract_features", *VARIANTS) | accuracy(*VARIANTS) | probe(*VARIANTS) | AGGREGATE,
+            per_variant("extract_features", *VARIANTS)
+            | accuracy(*VARIANTS)
+            | probe(*VARIANTS)
+            | patches(*VARIANTS)
+            | AGGREGATE,
             id="an accuracy key of the extraction",
         ),
+        pytest.param({"patches": {"images": 2}}, patches(*VARIANTS) | AGGREGATE, id="the patches' key"),
+        pytest.param({"patches": {"images": 0}}, AGGREGATE, id="no patches"),
         pytest.param(
             {"attention": {"images": 2}},
             attention(*VARIANTS) | {"write_report", "record_provenance"},
@@ -144,6 +155,8 @@ def test_a_change_of_the_config(run: Checkout, overlay: dict, expected: set[str]
         ("judge/knn", accuracy(*VARIANTS) | probe(*VARIANTS) | AGGREGATE),
         ("judge/fidelity", accuracy(*VARIANTS) | AGGREGATE),
         ("judge/attention", attention(*VARIANTS) | {"write_report", "record_provenance"}),
+        ("judge/patches", patches(*VARIANTS) | AGGREGATE),
+        ("judge/retrieval", accuracy(*VARIANTS) | AGGREGATE),
         ("judge/probe", probe(*VARIANTS) | AGGREGATE),
         ("measure/rounds", latency(*VARIANTS) | energy(*VARIANTS) | AGGREGATE),
         ("recipes/static", whole("int8-static") | AGGREGATE),
@@ -156,7 +169,8 @@ def test_a_change_of_the_config(run: Checkout, overlay: dict, expected: set[str]
         ("measure/peaks", {MACHINE, "derive_limits"} | AGGREGATE),
         ("network/operations", {"derive_limits"} | AGGREGATE),
         ("data/generate", EVERYTHING - {"export_fp32", "quantize variant=fp16", MACHINE} - whole(*VARIANTS)
-         | accuracy(*VARIANTS) | probe(*VARIANTS) | attention(*VARIANTS) | per_variant("extract_features", *VARIANTS)
+         | accuracy(*VARIANTS) | probe(*VARIANTS) | attention(*VARIANTS) | patches(*VARIANTS)
+         | per_variant("extract_features", *VARIANTS)
          | whole("int8-static")),
     ],
 )  # fmt: skip

@@ -30,6 +30,7 @@ OF_THE_VARIANT = {
     "evaluate_accuracy variant=int8-auto",
     "evaluate_probe variant=int8-auto",
     "extract_attention variant=int8-auto",
+    "measure_patches variant=int8-auto",
     "measure_latency device=cpu, variant=int8-auto, batch=1",
     "measure_scaling device=cpu, variant=int8-auto, threads=1",
     "measure_footprint device=cpu, variant=int8-auto",
@@ -70,8 +71,8 @@ def test_photographs_without_labels_have_cosines_alone(unusual: Checkout, rows: 
     assert rows.keys() == {"fp32", "bf16", "int8-auto"}
     for row in (rows["fp32"], rows["int8-auto"]):
         assert 0.5 < float(row["cosine_mean"]) <= 1
-        empty = [name for name in row if name.startswith(("knn", "probe", "mcnemar"))]
-        assert len(empty) >= 12
+        empty = [name for name in row if name.startswith(("knn", "probe", "mcnemar", "retrieval"))]
+        assert len(empty) >= 18
         assert {row[name] for name in empty} == {""}
         assert row["accuracy_reason"] == UNLABELLED
     assert f"No k-NN and no probe: {UNLABELLED}" in (results / "report.html").read_text()
@@ -92,6 +93,7 @@ def test_bf16_is_unsupported_where_it_is_emulated(unusual: Checkout, rows: dict[
     assert read_json(results / "energy/cpu/bf16.json")["energy_mj_per_image"] is None
     assert len(np.load(results / "features/bf16.npz")["query"]) == 0
     assert str(np.load(results / "attention/bf16.npz")["reason"]) == reason
+    assert read_json(results / "patches/bf16.json")["patch_reason"] == reason
     recommendation = json.loads((results / "recommendation.json").read_text())["devices"]["cpu"]
     assert recommendation["rejected"]["bf16"] == f"does not run here: {reason}"
     assert "bf16 would be emulated" in (results / "report.html").read_text()

@@ -6,6 +6,7 @@ SHARDS = config["accuracy"]["shards"]
 rule extract_features:
     input:
         model=lambda wildcards: artifact(wildcards.variant),
+        fp32=pooling_model,
         info="results/models/fp32/info.json",
         images="results/data/images.npy",
         manifest="results/data/manifest.csv",
@@ -109,8 +110,43 @@ rule evaluate_probe:
 
 ACCURACIES = [f"results/accuracy/{variant}.json" for variant in VARIANTS if extraction_device(variant)]
 PROBES = [f"results/probe/{variant}.json" for variant in VARIANTS if extraction_device(variant)]
+PATCHES = config["patches"]["images"] > 0
+PATCH_FILES = [f"results/patches/{variant}.json" for variant in VARIANTS if PATCHES and extraction_device(variant)]
+PATCH_TOKENS = [file.replace(".json", ".npz") for file in PATCH_FILES]
 ATTENTION = config["attention"]["images"] > 0
 ATTENTIONS = [f"results/attention/{variant}.npz" for variant in VARIANTS if variant not in without_attention()]
+
+
+rule measure_patches:
+    input:
+        model=lambda wildcards: artifact(wildcards.variant),
+        fp32="results/models/fp32/model.pt",
+        info="results/models/fp32/info.json",
+        images="results/data/images.npy",
+        manifest="results/data/manifest.csv",
+        code=lambda wildcards: code("measure_patches", *runtime_modules(wildcards.variant)),
+        lock=lambda wildcards: locks(wildcards.variant),
+    output:
+        json="results/patches/{variant}.json",
+        patches="results/patches/{variant}.npz",
+    log:
+        "logs/measure_patches/{variant}.log",
+    conda:
+        "../../envs/pipeline.yaml"
+    threads: config["accuracy"]["threads"]
+    resources:
+        gpu=lambda wildcards: int(extraction_device(wildcards.variant) == "cuda"),
+    params:
+        config=lambda wildcards: tidy(
+            {key: config["accuracy"][key] for key in ("batch_size", "confidence", "resamples")}
+            | {
+                "images": config["patches"]["images"],
+                "seed": config["seed"],
+                "device": extraction_device(wildcards.variant),
+            }
+        ),
+    script:
+        "../scripts/measure_patches.py"
 
 
 if ATTENTION:

@@ -67,7 +67,7 @@ rule export_fp32:
         config=tidy(
             {
                 key: config["model"][key]
-                for key in ("architecture", "image_size", "normalization", "pooling", "weights")
+                for key in ("architecture", "image_size", "normalization", "output", "pooling", "weights")
             }
             | {"seed": config["seed"]}
         ),

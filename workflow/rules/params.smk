@@ -26,15 +26,32 @@ def timing(threads, batch_size):
     return tidy({"protocol": protocol, "threads": threads, "batch_size": batch_size})
 
 
+def pooling_model(wildcards):
+    """Return the file whose head makes features of another runtime's tokens."""
+    peer = runtime_of(wildcards.variant) != runtimes.TORCHSCRIPT
+    return "results/models/fp32/model.pt" if peer and config["model"]["output"] == "tokens" else []
+
+
+def budget():
+    """Return what is asked of a variant to be recommended; of tokens, the patches have to keep the cosine too."""
+    tokens = config["model"]["output"] == "tokens" and PATCHES
+    return config["budget"] | {"patch_cosine": config["budget"]["cosine"] if tokens else None}
+
+
+def without_patches():
+    """Return the variants that no device here runs, with the reasons."""
+    return {
+        variant: "; ".join(UNSUPPORTED[variant][device] for device in DEVICES)
+        for variant in VARIANTS
+        if not extraction_device(variant)
+    }
+
+
 def without_attention():
     """Return the variants of which there are no attention maps, with the reasons."""
-    reasons = {}
-    for variant in VARIANTS:
-        if runtime_of(variant) != runtimes.TORCHSCRIPT:
-            reasons[variant] = "only the operators of TorchScript files can be watched"
-        elif not extraction_device(variant):
-            reasons[variant] = "; ".join(UNSUPPORTED[variant][device] for device in DEVICES)
-    return reasons
+    unseen = "only the operators of TorchScript files can be watched"
+    peers = {variant: unseen for variant in VARIANTS if runtime_of(variant) != runtimes.TORCHSCRIPT}
+    return without_patches() | peers
 
 
 def figure_params(wildcards):
@@ -47,6 +64,7 @@ def figure_params(wildcards):
             "variants": list(VARIANTS) if figure.variants else [],
             "batch_size": config["figures"]["batch_size"] if figure.batch_size else None,
             "without_attention": without_attention() if "attention" in figure.needs else {},
+            "without_patches": without_patches() if "patches" in figure.needs else {},
             "substitute": ", ".join(SUBSTITUTES) or None,
         }
     )

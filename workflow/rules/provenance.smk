@@ -24,6 +24,8 @@ rule record_provenance:
             *[f"results/features/{variant}.npz" for variant in EXTRACTED],
             *ACCURACIES,
             *PROBES,
+            *PATCH_FILES,
+            *PATCH_TOKENS,
             *(ATTENTIONS if ATTENTION else []),
             *([SENSITIVITY] if ANALYSED else []),
         ],

@@ -20,9 +20,17 @@ FIGURE_INPUTS = {
     "scaling": SCALINGS,
     "sensitivity": SENSITIVITY,
     "attention": ATTENTIONS,
+    "patches": PATCH_TOKENS,
 }
 NOT_MADE = {
-    kind for kind, made in [("scaling", SCALINGS), ("attention", ATTENTION), ("sensitivity", ANALYSED)] if not made
+    kind
+    for kind, made in [
+        ("scaling", SCALINGS),
+        ("attention", ATTENTION),
+        ("patches", PATCHES),
+        ("sensitivity", ANALYSED),
+    ]
+    if not made
 }
 FIGURES = [name for name, figure in CATALOGUE.items() if NOT_MADE.isdisjoint(figure.needs)]
 
@@ -33,6 +41,7 @@ rule summarise:
         footprint=FOOTPRINTS,
         accuracy=ACCURACIES,
         probe=PROBES,
+        patches=PATCH_FILES,
         limits="results/limits.csv",
         energy=ENERGIES,
         audit=AUDITS,
@@ -82,7 +91,7 @@ rule recommend:
     params:
         config=tidy(
             {
-                "budget": config["budget"],
+                "budget": budget(),
                 "devices": DEVICES,
                 "batch_size": SHOWN_BATCH_SIZE,
                 "artifacts": {variant: artifacts(variant) for variant in VARIANTS},

@@ -10,6 +10,7 @@ from dinoquant.network import architecture, audit, checkpoint
 from dinoquant.network.export import export
 from dinoquant.network.merge import merge
 from dinoquant.recipes import cast
+from dinoquant.recipes.output import with_output
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,6 +26,7 @@ class ModelConfig(TypedDict):
     image_size: int | None
     normalization: str
     pooling: str | None
+    output: str
     weights: str | None
     seed: int
 
@@ -33,10 +35,10 @@ def load(config: ModelConfig, path: "str | Path | None") -> "tuple[nn.Module, ar
     """Return the model, what was taken from the checkpoint, and what stands in for trained weights."""
     if path is None:
         network = architecture.seeded(config["architecture"], config["image_size"], config["seed"], config["pooling"])
-        return network, None, "seeded weights"
+        return with_output(network, config["output"]), None, "seeded weights"
     network = architecture.build(config["architecture"], pooling=config["pooling"])
     loaded = checkpoint.load(network, path, image_size=config["image_size"], weights=config["weights"])
-    return merge(network), loaded, None
+    return with_output(merge(network), config["output"]), loaded, None
 
 
 if __name__ == "__main__":

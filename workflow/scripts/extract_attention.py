@@ -16,8 +16,8 @@ if __name__ == "__main__":
         import numpy as np
         import torch
 
-        from dinoquant.judge.attention import NoAttentionError, central_square, cls_attention
-        from dinoquant.judge.features import prepared
+        from dinoquant.judge.attention import NoAttentionError, cls_attention
+        from dinoquant.judge.features import central_square, prepared
         from dinoquant.network.export import load
         from dinoquant.runtimes.emulation import emulated
 

@@ -19,7 +19,7 @@ if __name__ == "__main__":
         from dinoquant.judge.shards import shard_indices
         from dinoquant.runtimes.backend import CHECKED_IMAGES
         from dinoquant.runtimes.emulation import emulated
-        from dinoquant.runtimes.opened import open_model
+        from dinoquant.runtimes.opened import features_by, open_model
         from dinoquant.runtimes.saturation import check
 
         config, variant = snakemake.params.config, snakemake.wildcards.variant
@@ -42,9 +42,10 @@ if __name__ == "__main__":
                 span("extract"),
                 open_model(snakemake.input.model, device, threads=threads, batch_size=batch_size) as model,
             ):
+                give_features = features_by(model, snakemake.input.fp32)
                 results = {
                     split: extract(
-                        model,
+                        give_features,
                         images,
                         indices,
                         batch_size=batch_size,

@@ -21,6 +21,7 @@ if __name__ == "__main__":
                 snakemake.input.models,
                 snakemake.params.config,
                 probe=snakemake.input.probe,
+                patches=snakemake.input.get("patches", []),
                 energy=snakemake.input.get("energy", []),
                 limits=snakemake.input.get("limits"),
             )

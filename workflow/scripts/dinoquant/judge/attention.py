@@ -51,14 +51,6 @@ def cls_attention(model: Callable[[Tensor], Tensor], images: Iterable[Tensor], i
     return torch.stack(maps).cpu().numpy()
 
 
-def central_square(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return the part of packed images ``[N, 3, H, W]`` that `dinoquant.data.preprocess` keeps, in their own pixels."""
-    height, width = images.shape[2:]
-    side = round(min(height, width) * 224 / 256)
-    top, left = (height - side) // 2, (width - side) // 2
-    return images[:, :, top : top + side, left : left + side]
-
-
 class _AttentionRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # not typed in torch
     """Keep the attention of the last block of a model that is run on one image.
 

@@ -91,6 +91,14 @@ def prepared(images: Images, indices: Indices, batch_size: int, info: InputInfo,
         yield preprocess(pixels, info["image_size"], info["mean"], info["std"])
 
 
+def central_square(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return the part of packed images ``[N, 3, H, W]`` that `dinoquant.data.preprocess` keeps, in their own pixels."""
+    height, width = images.shape[2:]
+    side = round(min(height, width) * 224 / 256)
+    top, left = (height - side) // 2, (width - side) // 2
+    return images[:, :, top : top + side, left : left + side]
+
+
 def _check_finite(features: NDArray[np.float32], indices: Indices, variant: str) -> None:
     broken = indices[~np.isfinite(features).all(axis=1)]
     if broken.size:

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from dinoquant.data.manifest import UNLABELLED
 from dinoquant.errors import UserError
 from dinoquant.judge.knn import predict
-from dinoquant.judge.paired import compare_paired, mean, percentage
+from dinoquant.judge.paired import compare_paired, cosine, mean, percentage
+from dinoquant.judge.retrieval import average_precisions
 
 Features = Mapping[str, NDArray[np.float32]]
 Labels = Mapping[str, NDArray[np.int64]]
@@ -76,6 +77,12 @@ class Accuracy(Fidelity):
     knn_agreement: float
     knn_agreement_ci_low: float
     knn_agreement_ci_high: float
+    retrieval_map: float
+    retrieval_map_ci_low: float
+    retrieval_map_ci_high: float
+    retrieval_map_drop: float
+    retrieval_map_drop_ci_low: float
+    retrieval_map_drop_ci_high: float
 
 
 def evaluate(
@@ -83,9 +90,10 @@ def evaluate(
 ) -> Accuracy | UnlabelledFidelity:
     """Return the accuracy of ``variant`` and its fidelity to ``fp32`` on the same images, ready for JSON.
 
-    Percentages have Wilson intervals, the mean cosine a percentile bootstrap interval over the queries. Predictions are
-    compared in pairs, because both models err on largely the same queries: see `compare_paired`. ``per_class`` has an
-    entry for every class with a query, the one that loses most first. Without a labelled bank only fidelity is known.
+    Percentages have Wilson intervals, means (of cosines, of average precisions and what they lose) percentile bootstrap
+    intervals over the queries. Predictions are compared in pairs, because both models err on largely the same queries:
+    see `compare_paired`. ``per_class`` has an entry for every class with a query, the one that loses most first.
+    Without a labelled bank only fidelity is known.
 
     Args:
         variant: ``bank`` ``[Nb, D]`` and ``query`` ``[Nq, D]``.
@@ -117,6 +125,11 @@ def evaluate(
     predicted, reference = (_predict(features, labels, config) for features in (variant, fp32))
     truth, confidence = labels["query"], config["confidence"]
     correct, reference_correct = predicted[:, 0] == truth, reference[:, 0] == truth
+    precisions, reference_precisions = (100 * _precisions(features, labels) for features in (variant, fp32))
+    retrieval, retrieval_drop = (
+        mean(values, confidence, config["resamples"], config["seed"])
+        for values in (precisions, reference_precisions - precisions)
+    )
     same = all(np.array_equal(variant[split], fp32[split]) for split in ("bank", "query"))
     top1, top5, agreement = (
         percentage(hits, confidence)
@@ -142,6 +155,12 @@ def evaluate(
         "knn_agreement": agreement.value,
         "knn_agreement_ci_low": agreement.low,
         "knn_agreement_ci_high": agreement.high,
+        "retrieval_map": retrieval.value,
+        "retrieval_map_ci_low": retrieval.low,
+        "retrieval_map_ci_high": retrieval.high,
+        "retrieval_map_drop": retrieval_drop.value,
+        "retrieval_map_drop_ci_low": retrieval_drop.low,
+        "retrieval_map_drop_ci_high": retrieval_drop.high,
         "per_class": sorted(
             (
                 _class_accuracy(
@@ -154,13 +173,6 @@ def evaluate(
     }
 
 
-def cosine(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return the cosine similarity of each pair of rows of two arrays ``[N, D]``: ``[N]``, exactly 1 for equal rows."""
-    a, b = first.astype(np.float64), second.astype(np.float64)
-    # Not the product of two roots, which may round away from 1: the root of a square is exact.
-    return np.asarray((a * b).sum(axis=1) / np.sqrt((a * a).sum(axis=1) * (b * b).sum(axis=1)))
-
-
 def _predict(features: Features, labels: Labels, config: AccuracyConfig) -> NDArray[np.int64]:
     return predict(
         features["bank"],
@@ -170,6 +182,10 @@ def _predict(features: Features, labels: Labels, config: AccuracyConfig) -> NDAr
         k=config["k"],
         temperature=config["temperature"],
     )
+
+
+def _precisions(features: Features, labels: Labels) -> NDArray[np.float64]:
+    return average_precisions(features["bank"], labels["bank"], features["query"], labels["query"])
 
 
 def _class_accuracy(

@@ -1,4 +1,4 @@
-"""Shares and means over images with their confidence intervals, and the paired comparison of two models."""
+"""Shares and means over images with their confidence intervals, and comparisons of two models image by image."""
 
 import math
 from typing import NamedTuple
@@ -60,6 +60,13 @@ def mean(values: NDArray[np.float64], confidence: float, resamples: int, seed: i
         rng=np.random.default_rng(seed),
     ).confidence_interval
     return Estimate(float(values.mean()), float(interval.low), float(interval.high))
+
+
+def cosine(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return the cosine similarity of each pair of rows of two arrays ``[N, D]``: ``[N]``, exactly 1 for equal rows."""
+    a, b = first.astype(np.float64), second.astype(np.float64)
+    # Not the product of two roots, which may round away from 1: the root of a square is exact.
+    return np.asarray((a * b).sum(axis=1) / np.sqrt((a * a).sum(axis=1) * (b * b).sum(axis=1)))
 
 
 def compare_paired(

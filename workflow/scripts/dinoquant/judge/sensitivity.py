@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dinoquant.judge.fidelity import cosine
 from dinoquant.judge.knn import predict
+from dinoquant.judge.paired import cosine
 from dinoquant.recipes import onednn
 from dinoquant.recipes.anatomy.description import KINDS, Block
 from dinoquant.recipes.anatomy.families import anatomy_of

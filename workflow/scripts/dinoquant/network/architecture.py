@@ -9,16 +9,15 @@ from typing import Any, TypedDict
 import timm
 import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import Eva, VisionTransformer
 from timm.models.deit import VisionTransformerDistilled
 from torch import nn
 
 from dinoquant.errors import UserError
 from dinoquant.network.merge import merge
+from dinoquant.recipes import FEATURES, TOKENS
+from dinoquant.recipes.output import PLAIN, GivesTokens, token_count, with_output
 
 log = logging.getLogger("dinoquant")
-
-PLAIN = (VisionTransformer, Eva)  # vision transformers of equal blocks, with all tokens in each
 
 
 @dataclass(frozen=True)
@@ -44,6 +43,8 @@ class Described(TypedDict):
     image_size: int
     pooling: str
     """How features are made from tokens: "token", "avg", or another of timm's names; "architecture" as timm does."""
+    output: str
+    """What it gives: "features" ``[B, D]``, or "tokens" ``[B, N, D]``, all that are behind its last norm."""
 
 
 class Info(Described):
@@ -53,6 +54,8 @@ class Info(Described):
     std: list[float]
     feature_dim: int
     patch_size: int | None
+    tokens: int | None
+    """Of an image behind the last norm: prefix tokens, then the patches, row by row; None for other networks."""
     prefix_tokens: int
     class_token: bool
     """Whether there is one that attends to the patches as in a plain vision transformer."""
@@ -105,7 +108,8 @@ def seeded(architecture: str, image_size: int | None, seed: int, pooling: str | 
 
 def like(described: Described) -> nn.Module:
     """Return the network of a description, merged as `export_fp32` writes it, with arbitrary weights."""
-    return merge(build(described["architecture"], described["image_size"], described["pooling"]))
+    network = merge(build(described["architecture"], described["image_size"], described["pooling"]))
+    return with_output(network, described["output"])
 
 
 def restore(described: Described, state_dict: str | Path) -> nn.Module:
@@ -202,7 +206,9 @@ def info(
         mean=mean,
         std=std,
         feature_dim=int(any_model.head_hidden_size),
+        output=TOKENS if isinstance(model, GivesTokens) else FEATURES,
         patch_size=patch_size(model),
+        tokens=token_count(model),
         prefix_tokens=int(getattr(model, "num_prefix_tokens", 0)),
         class_token=isinstance(model, PLAIN) and model.cls_token is not None,
         parameters=sum(parameter.numel() for parameter in model.parameters()),

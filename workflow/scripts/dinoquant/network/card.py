@@ -24,6 +24,7 @@ class Card(TypedDict):
     architecture: str
     image_size: int
     pooling: str
+    output: str  # "features" [B, D], or "tokens" [B, N, D]
     mean: list[float]
     std: list[float]
     engine: str | None  # of PyTorch's `quantized::` operators, for which weights are packed on loading
@@ -45,6 +46,7 @@ def new_card(
         "architecture": info["architecture"],
         "image_size": info["image_size"],
         "pooling": info["pooling"],
+        "output": info["output"],
         "mean": info["mean"],
         "std": info["std"],
         "engine": engine,

@@ -5,18 +5,18 @@ import json
 import re
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dinoquant.errors import UserError
 from dinoquant.files import atomic, deflated
 from dinoquant.network.card import MEMBER, Card, new_card, read_card
-from dinoquant.recipes import TORCHSCRIPT
+from dinoquant.recipes import TOKENS, TORCHSCRIPT
 from dinoquant.recipes.base import Quantized, engine
 
 # Largest deviation allowed, relative to the largest feature. What is traced computes what the module does. Freezing
@@ -32,6 +32,10 @@ def export(
 ) -> None:
     """Trace ``quantized`` and write it to ``path``: float32 ``[B, 3, S, S]`` -> float32 ``[B, D]`` for any B.
 
+    Of a vision transformer the file has a second method, on the same weights: `forward_features` gives all tokens
+    behind the last norm, ``[B, N, D]``. Where ``info`` says that the model gives these, it is `forward_head`, which
+    makes features of them. The names are timm's.
+
     The trace is taken at batch 1 and compared with the module at batch 2, before and after it is frozen; the file is
     loaded again and compared with the trace. What the file is, it says itself: `dinoquant.network.card.read_card`.
 
@@ -43,36 +47,40 @@ def export(
     """
     images = torch.randn(2, 3, info["image_size"], info["image_size"], generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        expected = quantized.module(images)
-    if expected.ndim != 2:
+        given = quantized.module.eval()(images)
+    if given.ndim != (3 if info["output"] == TOKENS else 2):
         raise UserError(
-            f"model.architecture yields {list(expected.shape[1:])} per image, not one feature vector: "
+            f"model.architecture yields {list(given.shape[1:])} per image, not one feature vector: "
             "choose an architecture that pools its tokens."
         )
-    traced = _trace(quantized, images[:1])
+    inputs = {"forward": images}
+    if info["output"] == TOKENS:
+        inputs["forward_head"] = given
+    elif info["tokens"] is not None:
+        inputs["forward_features"] = images
+    expected = _results(quantized.module, inputs)
+    traced = _trace(quantized, {method: batch[:1] for method, batch in inputs.items()})
     try:
-        with torch.no_grad():
-            require_close(traced(images), expected, TOLERANCE, "the trace and the model it was taken from")
+        _require_all_close(_results(traced, inputs), expected, TOLERANCE, "the trace and the model it was taken from")
     except RuntimeError as error:
         raise UserError(
             "model.architecture computes otherwise for two images than for one, which TorchScript cannot record: "
             f"{str(error).strip().splitlines()[-1]}. Choose another architecture."
         ) from error
     if not quantized.packs_on_loading:
+        kept = [*quantized.variable, *(method for method in inputs if method != "forward")]
         with torchscript_warnings_known():
-            traced = torch.jit.freeze(traced, preserved_attrs=list(quantized.variable))
-    with torch.no_grad():
-        found = traced(images)
+            traced = torch.jit.freeze(traced, preserved_attrs=kept)
+    found = _results(traced, inputs)
     tolerance = TOLERANCE_FROZEN_REDUCED if quantized.became else TOLERANCE_FROZEN_FLOAT32
-    require_close(found, expected, tolerance, "the frozen trace and the model it was taken from")
+    _require_all_close(found, expected, tolerance, "the frozen trace and the model it was taken from")
     card = new_card(variant, TORCHSCRIPT, options, info, quantized.engine)
     card["torch"] = torch.__version__
     with atomic(path) as partial:
         written = _serialize(traced, card)
         partial.write_bytes(_compressed(written) if quantized.deflated else written)
         reloaded = load(partial)
-    with torch.no_grad():
-        require_close(reloaded(images), found, TOLERANCE, "the file and the trace it was written from")
+    _require_all_close(_results(reloaded, inputs), found, TOLERANCE, "the file and the trace it was written from")
 
 
 def load(path: str | Path, device: str = "cpu", card: Card | None = None) -> torch.jit.ScriptModule:
@@ -100,10 +108,17 @@ def torchscript_warnings_known() -> Iterator[None]:
 
 
 @torch.no_grad()
-def _trace(quantized: Quantized, image: Tensor) -> torch.jit.ScriptModule:
+def _results(model: nn.Module, inputs: Mapping[str, Tensor]) -> list[Tensor]:
+    """Return what each method of ``model`` gives for its input."""
+    return [getattr(model, method)(batch) for method, batch in inputs.items()]
+
+
+@torch.no_grad()
+def _trace(quantized: Quantized, inputs: Mapping[str, Tensor]) -> torch.jit.ScriptModule:
+    """Return the methods that ``inputs`` are for, of one image."""
     with torchscript_warnings_known():
-        traced: torch.jit.ScriptModule = torch.jit.trace(  # type: ignore[no-untyped-call]  # not typed in torch
-            quantized.module.eval(), image, check_trace=False
+        traced: torch.jit.ScriptModule = torch.jit.trace_module(  # type: ignore[no-untyped-call]  # not typed in torch
+            quantized.module, dict(inputs), check_trace=False
         )
     return traced
 
@@ -160,6 +175,11 @@ def _compressed(archive: bytes) -> bytes:
                 stream._compressor = _Deflated(deflated(content))  # type: ignore[attr-defined]  # private
                 stream.write(content)
     return compressed.getvalue()
+
+
+def _require_all_close(found: Iterable[Tensor], expected: Iterable[Tensor], tolerance: float, what: str) -> None:
+    for one, other in zip(found, expected, strict=True):
+        require_close(one, other, tolerance, what)
 
 
 def require_close(found: Tensor, expected: Tensor, tolerance: float, what: str) -> None:

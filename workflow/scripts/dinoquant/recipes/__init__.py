@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 TORCHSCRIPT = "torchscript"  # the pipeline's own runtime
+FEATURES, TOKENS = "features", "tokens"  # what a model gives: [B, D], or [B, N, D]
 SCHEMA = Path(__file__).resolve().parents[3] / "schemas" / "config.schema.yaml"
 
 

@@ -175,7 +175,7 @@ def _features(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def _damage(model: nn.Module, images: Tensor, reference: Tensor) -> float:
-    return 1 - float(functional.cosine_similarity(_features(model, images), reference).mean())
+    return 1 - float(functional.cosine_similarity(_features(model, images), reference, dim=-1).mean())
 
 
 def _untouched(model: nn.Module, name: str) -> Converted:

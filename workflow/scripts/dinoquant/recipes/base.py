@@ -41,7 +41,7 @@ class Converted:
 class Quantized:
     """A recipe's result."""
 
-    module: nn.Module  # float32 [B, 3, S, S], normalised -> float32 [B, D]; can be traced
+    module: nn.Module  # float32 [B, 3, S, S], normalised -> float32 [B, D]; timm's other passes too; can be traced
     asked: Collection[str]  # kinds of parts that the variant asked to convert
     became: Mapping[str, Converted]  # by the part's name in the float model; the others are as they were
     engine: str | None = None  # of the `quantized::` operators: weights are packed for it, also on loading

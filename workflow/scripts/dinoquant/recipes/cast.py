@@ -1,6 +1,7 @@
 """The float recipes: the model in float32, bfloat16 or float16 throughout."""
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +16,22 @@ class Cast(nn.Module):
 
     def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
-        self.model = model
+        self.model: Any = model
         self.dtype = dtype
 
     def forward(self, images: Tensor) -> Tensor:
-        """float32 ``[B, 3, S, S]`` -> float32 ``[B, D]``."""
+        """float32 ``[B, 3, S, S]`` -> float32 ``[B, D]``, or what else the model gives."""
         features: Tensor = self.model(images.to(self.dtype))
+        return features.to(torch.float32)
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """float32 ``[B, 3, S, S]`` -> float32 ``[B, N, D]``."""
+        tokens: Tensor = self.model.forward_features(images.to(self.dtype))
+        return tokens.to(torch.float32)
+
+    def forward_head(self, tokens: Tensor) -> Tensor:
+        """float32 ``[B, N, D]`` -> float32 ``[B, D]``."""
+        features: Tensor = self.model.forward_head(tokens.to(self.dtype))
         return features.to(torch.float32)
 
 

@@ -17,13 +17,14 @@ MOST_GIVEN_UP = 0.1  # of the fastest variant's speed, for a smaller file where 
 Budget = Mapping[str, float | None]  # by the keys of ``LIMITED``; None: no limit
 LIMITED = {  # key of the budget -> the column that it limits
     "cosine": COLUMN["cosine_mean"],
+    "patch_cosine": COLUMN["patch_cosine_mean"],
     "knn_top1_drop": COLUMN["knn_top1_drop"],
     "latency_ms": COLUMN["latency_p50_ms"],
     "size_mb": COLUMN["size_mb"],
     "peak_rss_mb": COLUMN["peak_rss_mb"],
 }
 KNN = "knn_top1_drop"
-ABOUT_ACCURACY = [column for column in COLUMNS if column.source in (Source.ACCURACY, Source.PROBE)]
+ABOUT_ACCURACY = [column for column in COLUMNS if column.source in (Source.ACCURACY, Source.PROBE, Source.PATCHES)]
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ def choose(rows: Sequence[Row], budget: Budget) -> Choice:
 def without_accuracy(rows: Sequence[Row], budget: Budget) -> tuple[list[Row], Budget]:
     """Return rows and budget as if no accuracy had been measured: on a substitute it says nothing."""
     unknown = {name: "" for column in ABOUT_ACCURACY for name in column.names}
-    return [{**row, **unknown} for row in rows], {**budget, "cosine": None, KNN: None}
+    return [{**row, **unknown} for row in rows], {**budget, "cosine": None, "patch_cosine": None, KNN: None}
 
 
 def without_labels(measured: Sequence[Row]) -> bool:

@@ -24,6 +24,7 @@ class Source(Enum):
     ENERGY = "energy/{device}/{variant}.json"
     ACCURACY = "accuracy/{variant}.json"
     PROBE = "probe/{variant}.json"
+    PATCHES = "patches/{variant}.json"
     AUDIT = "models/{variant}/audit.csv"
 
 
@@ -169,8 +170,24 @@ COLUMNS = [
            "Top-1 of a linear probe."),
     Column("probe_top1_drop", Source.PROBE, "probe top-1 lost", "points", ".2f", "lower",
            "fp32's minus the variant's, in percentage points.", interval=True),
+    Column("retrieval_map", Source.ACCURACY, "mAP of retrieval", "%", ".2f", "higher",
+           "How well a query finds the bank's images of its class: mean average precision over the ranked bank.",
+           interval=True),
+    Column("retrieval_map_drop", Source.ACCURACY, "mAP lost", "points", ".2f", "lower",
+           "fp32's minus the variant's, in percentage points.", interval=True),
     Column("accuracy_reason", Source.ACCURACY, "", "", "s", "",
-           "Why k-NN and the probe have no numbers."),
+           "Why k-NN, the probe and retrieval have no numbers."),
+    Column("patch_cosine_mean", Source.PATCHES, "cosine of patches", "", ".4f", "higher",
+           "Cosine similarity of patch tokens, behind the last norm, to fp32's: mean over the patches of some queries.",
+           interval=True),
+    Column("patch_cosine_p5", Source.PATCHES, "of patches, 5th percentile", "", ".4f", "higher",
+           "Its 5th percentile over all of these patches."),
+    Column("patch_cosine_min", Source.PATCHES, "of the worst patch", "", ".4f", "higher",
+           "Its least over all of these patches."),
+    Column("patch_images", Source.PATCHES, "", "", "s", "",
+           "How many images these patches are of."),
+    Column("patch_reason", Source.PATCHES, "", "", "s", "",
+           "Why the patches cannot be seen."),
     Column("quantized_modules", Source.AUDIT, "modules converted", "", "s", "",
            "Modules whose weights are no longer fp32."),
     Column("quantizable_modules", Source.AUDIT, "of", "", "s", "",

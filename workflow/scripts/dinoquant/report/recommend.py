@@ -12,6 +12,7 @@ from typing import TypedDict
 from dinoquant.files import write_text
 from dinoquant.report.choice import (
     KNN,
+    LIMITED,
     Budget,
     Choice,
     Miss,
@@ -35,6 +36,7 @@ RUN_THAT_TELLS = (
 )
 MEASURE = {  # key of the budget -> what it limits, in a sentence
     "cosine": "mean cosine to fp32",
+    "patch_cosine": "mean cosine of patches to fp32's",
     "knn_top1_drop": "loss of k-NN top-1",
     "latency_ms": "median latency",
     "size_mb": "size",
@@ -254,11 +256,11 @@ def _reasons(pick: Row, choice: Choice, budget: Budget, rejected: Mapping[str, s
     fastest = "the fastest" if pick is within[0] else "among the fastest"
     limits = " within the budget" if any(budget.values()) else ""
     reasons = [f"Of {count}{limits} it is {fastest}: {_speed(pick)}, {_latency(pick)} per call."]
-    if pick["cosine_mean"] and budget["cosine"] is not None:
-        reasons.append(
-            f"Its features have a mean cosine of {_with_interval(pick, 'cosine_mean', '')} to fp32's; "
-            f"{budget['cosine']:g} was asked for."
-        )
+    for key, what in (("cosine", "features"), ("patch_cosine", "patches")):
+        name = LIMITED[key].name
+        if pick[name] and budget[key] is not None:
+            asked = f"{budget[key]:g} was asked for"
+            reasons.append(f"Its {what} have a mean cosine of {_with_interval(pick, name, '')} to fp32's; {asked}.")
     drop, low, high = (number(pick, f"{KNN}{end}") for end in ("", "_ci_low", "_ci_high"))
     if drop is not None and low is not None and high is not None and pick["variant"] != BASELINE:
         meaning = "no loss that these queries would show" if low <= 0 <= high else "a loss" if drop > 0 else "a gain"

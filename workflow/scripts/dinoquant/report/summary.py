@@ -45,6 +45,7 @@ def summarise(
     config: SummaryConfig,
     *,
     probe: Paths = (),
+    patches: Paths = (),
     energy: Paths = (),
     limits: str | Path | None = None,
 ) -> pd.DataFrame:
@@ -69,8 +70,8 @@ def summarise(
         {(record["variant"], record["device"]): record for record in map(read_json, paths)}
         for paths in (footprint, energy)
     )
-    accuracies, probes = (
-        {record["variant"]: record for record in map(read_json, paths)} for paths in (accuracy, probe)
+    accuracies, probes, patch_tokens = (
+        {record["variant"]: record for record in map(read_json, paths)} for paths in (accuracy, probe, patches)
     )
     states = machine_states(timings.values())
     shortest = _limits(limits)
@@ -97,6 +98,7 @@ def summarise(
                 Source.ENERGY: energies.get((variant, device), {}),
                 Source.ACCURACY: accuracies.get(variant, {}),
                 Source.PROBE: probes.get(variant, {}),
+                Source.PATCHES: patch_tokens.get(variant, {}),
             }
         rows.append({name: records.get(column.source, {}).get(name) for column in COLUMNS for name in column.names})
     return pd.DataFrame(rows, columns=NAMES)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from dinoquant.network.card import Card
 
 Array = NDArray[np.float32]
-Run = Callable[[Array], Array]  # float32 [B, 3, S, S] -> float32 [B, D], both on the host
+Run = Callable[[Array], Array]  # float32 [B, 3, S, S] -> float32 [B, D] or [B, N, D], both on the host
 CHECKED_IMAGES = 8  # on which the features of an int8 model are compared with exact ones
 
 

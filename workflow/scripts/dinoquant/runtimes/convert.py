@@ -9,7 +9,7 @@ from typing import Any
 
 from dinoquant.files import atomic, write_json
 from dinoquant.network.card import BESIDE, new_card, read_card
-from dinoquant.network.export import TOLERANCE_FLOAT32, TOLERANCE_REDUCED, require_close
+from dinoquant.network.export import require_close
 from dinoquant.runtimes import files
 from dinoquant.runtimes.backend import Array
 from dinoquant.runtimes.emulation import emulated
@@ -21,8 +21,9 @@ log = logging.getLogger("dinoquant")
 
 PARTIAL = ".partial-"
 BATCHES = (1, 16)
-# Relative to the largest feature. What int8 does to features is for the accuracy to say, not for this.
-TOLERANCES = {"fp32": TOLERANCE_FLOAT32, "bf16": TOLERANCE_REDUCED}
+# Relative to the largest feature: rounding of another order of sums in float32, and of bfloat16's 8 bit mantissa, which
+# moves the worst of thousands of tokens by 0.05 (ViT-Ti). What int8 does to features is for the accuracy to say.
+TOLERANCES = {"fp32": 1e-4, "bf16": 1e-1}
 
 
 def convert(

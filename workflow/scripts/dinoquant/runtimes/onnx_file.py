@@ -16,7 +16,10 @@ OPSET = 17  # the first with LayerNormalization as one operator
 
 
 def write(network: nn.Module, image_size: int, path: Path) -> None:
-    """Write ``network``: "images" float32 ``[batch, 3, S, S]`` to "features" ``[batch, D]``, for any batch size."""
+    """Write ``network``: "images" float32 ``[batch, 3, S, S]`` to "features" ``[batch, D]``, for any batch size.
+
+    Of a network that gives tokens, "features" are these: ``[batch, N, D]``.
+    """
     example = torch.zeros(1, 3, image_size, image_size)
     with _onnx_importable(), warnings.catch_warnings(), torchscript_warnings_known():
         warnings.filterwarnings("ignore", "You are using the legacy", DeprecationWarning)

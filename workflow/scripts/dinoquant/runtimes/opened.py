@@ -1,6 +1,6 @@
 """Open a model of any runtime, TorchScript in this process and the others in one of their own, to run or to time it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dinoquant.network.card import Card, read_card
 from dinoquant.network.export import load
+from dinoquant.recipes import FEATURES, TOKENS
 from dinoquant.runtimes import TORCHSCRIPT
 from dinoquant.runtimes.remote import Remote
 from dinoquant.runtimes.torchscript import as_call, set_up
@@ -22,17 +23,17 @@ class LocalModel:
         set_up(threads)
         self.card, self.runtime = card, {"name": card["runtime"]}
         self._device = device
-        self._module = load(path, device, card)
+        self.module = load(path, device, card)
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
-        """Return the features, float32 ``[B, D]``."""
-        features: Tensor = self._module(images)
-        return features
+        """Return the features, float32 ``[B, D]``, or the tokens, ``[B, N, D]``: what the model's output is."""
+        output: Tensor = self.module(images)
+        return output
 
     def ready(self, images: Tensor) -> None:
         """Keep the input of `time`."""
-        self._call = as_call(partial(self._module, images), self._device)
+        self._call = as_call(partial(self.module, images), self._device)
 
     def time(self) -> float:
         """Run the model once on its ready input and return the milliseconds until the device is done."""
@@ -57,7 +58,7 @@ class RemoteModel(Remote):
         self.runtime = {"name": self.card["runtime"], **self.about()}
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Return the features."""
+        """Return the features, or the tokens."""
         _, features = self.ask("features", images.numpy())
         return torch.from_numpy(features)
 
@@ -76,6 +77,40 @@ class RemoteModel(Remote):
 
 
 OpenModel = LocalModel | RemoteModel
+
+
+def features_by(model: OpenModel, fp32: str | Path) -> Callable[[Tensor], Tensor]:
+    """Return what gives features ``[B, D]`` of images, whatever the model's output is.
+
+    Tokens are pooled by the head in the model's own file; those of another runtime by the head of ``fp32``, the file
+    that such models are made like.
+    """
+    if model.card["output"] == FEATURES:
+        return model
+    head = (model.module if isinstance(model, LocalModel) else load(fp32)).forward_head
+    return lambda images: head(model(images))
+
+
+def tokens_by(model: OpenModel) -> Callable[[Tensor], Tensor]:
+    """Return what gives all tokens ``[B, N, D]`` of images; only for a model of which `no_tokens` gives no reason."""
+    if model.card["output"] == TOKENS:
+        return model
+    assert isinstance(model, LocalModel)
+    method: Callable[[Tensor], Tensor] = model.module.forward_features
+    return method
+
+
+def no_tokens(path: str | Path, tokens: int | None) -> str | None:
+    """Return why the model at ``path`` cannot give its tokens; None if it can.
+
+    ``tokens`` is how many the network makes of an image (`info.json`), None if it makes none.
+    """
+    card = read_card(Path(path))
+    if tokens is None:
+        return f"{card['architecture']} has no tokens of equal patches behind its last norm"
+    if card["output"] == FEATURES and card["runtime"] != TORCHSCRIPT:
+        return f"{card['runtime']}'s file gives features only; with model.output: tokens it gives its patches"
+    return None
 
 
 @contextmanager

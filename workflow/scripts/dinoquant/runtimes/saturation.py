@@ -28,11 +28,14 @@ class Saturation(TypedDict):
 def check(model: OpenModel, images: Tensor) -> Saturation | None:
     """Compare a model's features of ``images``, float32 ``[B, 3, S, S]``, normalised, with the exact ones.
 
+    Where it gives tokens, the first of each image is compared.
+
     ``images`` are the first of the calibration's, `dinoquant.runtimes.backend.CHECKED_IMAGES` at most. None for models
     of TorchScript and of other precisions. Where the processor multiplies all integers exactly, nothing saturates,
     however far roundings carry: bfloat16 beside int8 leaves 0.9989.
     """
     if isinstance(model, LocalModel) or not model.card["recipe"].startswith("int8"):
         return None
-    cosine = float(cosine_similarity(model(images), model.exact(images)).mean())
+    found, exact = (output if output.ndim == 2 else output[:, 0] for output in (model(images), model.exact(images)))
+    cosine = float(cosine_similarity(found, exact).mean())
     return {"saturates": cosine < LEAST and not int8_is_exact(portable=False), "cosine": cosine, "images": len(images)}

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from timm.layers.attention import AttentionRope
@@ -28,14 +28,14 @@ class EvaAnatomy(VitAnatomy):
         **COMMON,
     }
 
-    def __init__(self, model: Eva) -> None:
-        super().__init__(model)
-        self.tokens_read = 1 if model.global_pool == "token" and model.attn_pool is None else self.tokens
-
     @staticmethod
     def fits(model: nn.Module) -> bool:
         """Tell whether ``model`` is an `Eva`."""
         return isinstance(model, Eva)
+
+    def read_by_head(self) -> int:
+        """Return how many of the first tokens the head makes features from."""
+        return 1 if self.model.global_pool == "token" and self.model.attn_pool is None else self.tokens
 
     def scales(self, block: Any) -> tuple[Tensor | None, Tensor | None]:
         """Return what a block multiplies its attention and its MLP with."""
@@ -68,11 +68,10 @@ class EvaAnatomy(VitAnatomy):
 
     def rebuilt(self, patches: nn.Module | None = None, blocks: nn.Module | None = None) -> nn.Module:
         """Return a copy of the model with another patch embedding, or one module in the place of all blocks."""
-        changed = super().rebuilt(patches)
+        changed: Any = super().rebuilt(patches, blocks)
         if blocks is not None:
-            changed.register_module("rope", None)
-            changed.set_submodule("blocks", nn.ModuleList([_Blocks(blocks)]))
-        return changed
+            changed.model.register_module("rope", None)  # the blocks have their own
+        return cast(nn.Module, changed)
 
     @cached_property
     @torch.no_grad()
@@ -82,16 +81,3 @@ class EvaAnatomy(VitAnatomy):
         image = torch.zeros(1, 3, side, side)
         _, positions = self.model._pos_embed(self.model.patch_embed(image))
         return list(positions) if self.model.rope_mixed else [positions] * self.depth
-
-
-class _Blocks(nn.Module):
-    """All blocks in the place of one, which need no positions handed down."""
-
-    def __init__(self, blocks: nn.Module) -> None:
-        super().__init__()
-        self.blocks = blocks
-
-    def forward(self, tokens: Tensor, rope: None = None, attn_mask: None = None, is_causal: bool = False) -> Tensor:
-        """Go through all blocks."""
-        transformed: Tensor = self.blocks(tokens)
-        return transformed

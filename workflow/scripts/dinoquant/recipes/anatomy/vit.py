@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from timm.layers.attention import Attention
 from timm.layers.layer_scale import LayerScale
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dinoquant.errors import UserError
 from dinoquant.recipes.anatomy.description import KINDS, Anatomy, Block, Rotation
+from dinoquant.recipes.output import GivesTokens
 
 Check = Callable[[Any], bool]
 
@@ -45,16 +46,19 @@ class VitAnatomy(Anatomy):
         super().__init__(model)
         self.depth = len(model.blocks)
         self.tokens = model.patch_embed.num_patches + model.num_prefix_tokens
-        self.tokens_read = self.tokens
-        if isinstance(model, VisionTransformerDistilled):
-            self.tokens_read = 2  # the class token and the distillation token
-        elif type(model).forward_head is VisionTransformer.forward_head and model.global_pool == "token":
-            self.tokens_read = 1
+        self.tokens_read = self.tokens if isinstance(model, GivesTokens) else self.read_by_head()
 
     @staticmethod
     def fits(model: nn.Module) -> bool:
         """Tell whether ``model`` is a `VisionTransformer`."""
         return isinstance(model, VisionTransformer)
+
+    def read_by_head(self) -> int:
+        """Return how many of the first tokens the head makes features from."""
+        if isinstance(self.model, VisionTransformerDistilled):
+            return 2  # the class token and the distillation token
+        plain = type(self.model).forward_head is VisionTransformer.forward_head
+        return 1 if plain and self.model.global_pool == "token" else self.tokens
 
     def name(self, block: int, kind: str) -> str:
         """Return the name of a block's Linear, or of its softmax: timm's names are the kinds'."""
@@ -106,12 +110,40 @@ class VitAnatomy(Anatomy):
 
     def rebuilt(self, patches: nn.Module | None = None, blocks: nn.Module | None = None) -> nn.Module:
         """Return a copy of the model with another patch embedding, or one module in the place of all blocks."""
-        changed: nn.Module = copy.deepcopy(self.model)
+        changed: Any = copy.deepcopy(self.model)
         if patches is not None:
             changed.set_submodule(self.patches, patches)
-        if blocks is not None:
-            changed.set_submodule("blocks", blocks)
-        return changed
+        if blocks is None:
+            return cast(nn.Module, changed)
+        changed.blocks = nn.Sequential()
+        return Rebuilt(type(self)(changed), blocks)
+
+
+class Rebuilt(nn.Module):
+    """A model around one module in the place of its blocks, whose passes have timm's names.
+
+    ``blocks`` takes tokens, and whether all are wanted of it or only those that the head reads.
+    """
+
+    def __init__(self, anatomy: VitAnatomy, blocks: nn.Module) -> None:
+        super().__init__()
+        self.anatomy, self.model, self.blocks = anatomy, anatomy.model, blocks
+
+    def forward(self, images: Tensor) -> Tensor:
+        """float32 ``[B, 3, S, S]`` -> float32 ``[B, D]``, or ``[B, N, D]`` if the model gives tokens."""
+        if isinstance(self.model, GivesTokens):
+            return self.forward_features(images)
+        return self.anatomy.head(self.blocks(self.anatomy.embed(images), False))
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """float32 ``[B, 3, S, S]`` -> float32 ``[B, N, D]``: all tokens behind the last norm."""
+        tokens: Tensor = self.model.norm(self.blocks(self.anatomy.embed(images), True))
+        return tokens
+
+    def forward_head(self, tokens: Tensor) -> Tensor:
+        """Return the features ``[B, D]`` of all tokens behind the last norm."""
+        features: Tensor = self.model.forward_head(tokens)
+        return features
 
 
 def _layer_scale(module: nn.Module) -> Tensor | None:

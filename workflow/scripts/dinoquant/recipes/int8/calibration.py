@@ -10,6 +10,7 @@ from tqdm import tqdm
 from dinoquant.errors import UserError
 from dinoquant.recipes.anatomy.families import targets
 from dinoquant.recipes.linears import copy_with_targets
+from dinoquant.recipes.output import give_features
 
 BATCH = 8
 TOKENS = 64  # kept of each image, besides the first
@@ -48,7 +49,7 @@ def observe(model: nn.Module, images: Tensor) -> dict[str, Observed]:
     try:
         for batch in tqdm(torch.split(images, BATCH), desc="calibrating", unit="batch", disable=None):
             with torch.enable_grad():
-                features = rewritten(batch.clone().requires_grad_(True))
+                features = give_features(rewritten, batch.clone().requires_grad_(True))
             squared = {name: torch.zeros(()) for name in names}
             for probe in range(PROBES):
                 direction = torch.randn(features.shape, generator=generator)

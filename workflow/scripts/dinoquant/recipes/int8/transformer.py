@@ -75,8 +75,8 @@ class Block(nn.Module):
         self.activation, self.hidden_gain, self.hidden_offset = hidden  # "gelu", "swiglu", or "": fc1 does it
         self.register_buffer("turns", turns)  # [N, 1 or heads, head width / 2, 2]
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Attend, then transform each token."""
+    def forward(self, tokens: Tensor, every: bool = False) -> Tensor:
+        """Attend, then transform each token; ``every`` matters to `LastBlock` alone."""
         return self.transform(self.attend(self.qkv(self.norm1(tokens))), tokens)
 
     def transform(self, context: Tensor, tokens: Tensor) -> Tensor:
@@ -134,7 +134,7 @@ class Block(nn.Module):
 class LastBlock(Block):
     """The last block of a model whose head reads only the first tokens; ``[B, N, D]`` -> ``[B, read, D]``.
 
-    The other tokens are keys and values there; what became of them is never read.
+    The other tokens are keys and values there; what became of them is never read, unless ``every`` one is asked for.
     """
 
     def __init__(self, block: Block, read: int) -> None:
@@ -152,16 +152,17 @@ class LastBlock(Block):
         assert isinstance(qkv, StaticLinear | TokenLinear | FloatLinear)
         self.query, self.qkv = qkv.rows(0, width), qkv.rows(width, 3 * width)
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, every: bool = False) -> Tensor:
         """Attend with the tokens that are read, then transform them."""
+        read = tokens.size(1) if every else self.read
         normed = self.norm1(tokens)
-        query = self.by_head(self.query(normed[:, : self.read]), 1, 1)
+        query = self.by_head(self.query(normed[:, :read]), 1, 1)
         split = self.by_head(self.qkv(normed), 2, 1)
-        return self.transform(self.weigh(query[0], split[0], split[1]), tokens[:, : self.read])
+        return self.transform(self.weigh(query[0], split[0], split[1]), tokens[:, :read])
 
 
 class Blocks(nn.Module):
-    """All blocks, a few images at a time; float32 ``[B, N, D]`` -> the same.
+    """All blocks, a few images at a time; float32 ``[B, N, D]`` -> the same, or of the tokens that are read.
 
     What a few images need stays in the processor's caches between two operators; that of a whole batch does not.
     """
@@ -172,15 +173,15 @@ class Blocks(nn.Module):
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Go through all blocks with some images, then with the next."""
+    def forward(self, tokens: Tensor, every: bool = False) -> Tensor:
+        """Go through all blocks with some images, then with the next; ``every``: keep all tokens to the end."""
         images = max(1, self.TOKENS // tokens.size(1))
         if tokens.is_cuda or tokens.size(0) <= images:
-            return self.through(tokens)
-        return torch.cat([self.through(part) for part in torch.split(tokens, images)])
+            return self.through(tokens, every)
+        return torch.cat([self.through(part, every) for part in torch.split(tokens, images)])
 
-    def through(self, tokens: Tensor) -> Tensor:
+    def through(self, tokens: Tensor, every: bool) -> Tensor:
         """Go through all blocks."""
         for block in self.blocks:
-            tokens = block(tokens)
+            tokens = block(tokens, every)
         return tokens

@@ -64,6 +64,13 @@ CATALOGUE: Mapping[str, Entry] = {
         "The number is the rank correlation with the map of fp32.",
         photographs=True,
     ),
+    "patches": Entry(
+        ("patches",),
+        "The patch tokens of a few images by their first three principal components, as colours: the pictures by which "
+        "DINOv2 is known. All variants are projected on the components of fp32's patches, so that what differs is the "
+        "variant's. The number is the mean cosine of the image's patches to fp32's.",
+        photographs=True,
+    ),
     "sensitivity": Entry(
         ("sensitivity",),
         "How far each module alone, quantized, moves the features from those of fp32 (1 - mean cosine similarity); "

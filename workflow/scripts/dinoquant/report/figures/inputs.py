@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from dinoquant.files import read_json
 from dinoquant.report.records import Peaks, read_timings
 
-# Of one variant: "images" uint8 [N, 3, H, W], and "maps" float32 [N, heads, G, G] or the "reason" why there are none.
-Maps = Mapping[str, NDArray[np.generic]]
+# Of one variant: "images" uint8 [N, 3, H, W], and "maps" float32 [N, heads, G, G] of attention or "patches" float32
+# [N, patches, D]; or the "reason" why there are none.
+Arrays = Mapping[str, NDArray[Any]]
 
 
 def read_summary(path: str | Path) -> pd.DataFrame:
@@ -35,8 +36,8 @@ def read_audits(paths: Iterable[str | Path]) -> dict[str, pd.DataFrame]:
     return {Path(path).parent.name: pd.read_csv(path) for path in paths}
 
 
-def read_maps(paths: Iterable[str | Path]) -> dict[str, Maps]:
-    """Return the attention maps, whose files are named after their variants."""
+def read_arrays(paths: Iterable[str | Path]) -> dict[str, Arrays]:
+    """Return attention maps or patch tokens, whose files are named after their variants."""
     return {Path(path).name.removesuffix(".npz"): dict(np.load(path)) for path in paths}
 
 
@@ -49,5 +50,6 @@ READERS: Mapping[str, Callable[..., object]] = {
     "scaling": read_timings,
     "machines": read_peaks,
     "audits": read_audits,
-    "attention": read_maps,
+    "attention": read_arrays,
+    "patches": read_arrays,
 }

@@ -42,6 +42,7 @@ class FigureParams(TypedDict):
     variants: Sequence[str]
     batch_size: int | None
     without_attention: Mapping[str, str]  # reason by variant
+    without_patches: Mapping[str, str]  # likewise
     substitute: str | None  # what stands in for real images or weights
 
 
@@ -55,6 +56,7 @@ class Style:
     dpi: int
     batch_size: int | None
     without_attention: Mapping[str, str]
+    without_patches: Mapping[str, str]
     substitute: str | None
 
     def accuracy_title(self, title: str) -> str:
@@ -95,6 +97,7 @@ def use_style(config: FigureParams) -> Style:
         dpi=config["dpi"],
         batch_size=config["batch_size"],
         without_attention=config["without_attention"],
+        without_patches=config["without_patches"],
         substitute=config["substitute"],
     )
 
