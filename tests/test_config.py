@@ -39,7 +39,10 @@ def merged(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
         ({"variants": {"x": {"recipe": "int8-static", "observer": 3}}}, ["variants.x.observer", "minmax"]),
         ({"variants": {"x": {"runtime": "openvno", "recipe": "fp32"}}}, ["x.runtime", "did you mean `openvino`"]),
         ({"variants": {"x": {"runtime": "openvino", "recipe": "int8-ncf"}}}, ["openvino", "did you mean `int8-nncf`"]),
-        ({"variants": {"x": {"runtime": "openvino", "recipe": "int8-smooth"}}}, ["the runtime torchscript has it"]),
+        (
+            {"variants": {"x": {"runtime": "openvino", "recipe": "int8-smooth"}}},
+            ["the runtime torchscript or inductor has it"],
+        ),
         ({"variants": {"x": {"recipe": "int8-nncf"}}}, ["of the runtime torchscript; the runtime openvino has it"]),
         (
             {"variants": {"x": {"runtime": "openvino", "recipe": "int8-nncf", "rest": "fp16"}}},
@@ -180,7 +183,12 @@ def test_schema_and_registry_know_the_same_runtimes() -> None:
         described = SCHEMA["$defs"]["runtimes"].get(runtime, SCHEMA["$defs"]["recipes"])
         assert list(described) == list(recipes(runtime))
         assert {recipe.precision for recipe in recipes(runtime).values()} <= {"int8", "bf16", "fp16", "fp32"}
-        assert all(bool(recipe.module) == (runtime == "torchscript") for recipe in recipes(runtime).values())
+        for name, recipe in recipes(runtime).items():
+            if runtime == "torchscript":
+                assert recipe.module
+            elif recipe.module:  # one of our own, compiled: the same recipe with the same options
+                assert (runtime, recipe.module) == ("inductor", recipes()[name].module)
+                assert described[name]["properties"] == SCHEMA["$defs"]["recipes"][name]["properties"]
 
 
 def chosen(presets: list[str] | str, variants: dict[str, Any]) -> dict[str, Any]:

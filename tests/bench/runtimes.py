@@ -30,6 +30,7 @@ from dinoquant.judge.features import extract
 from dinoquant.measure.rounds import calls_per_block, warm_up
 from dinoquant.measure.stopping import interval
 from dinoquant.network import architecture, checkpoint
+from dinoquant.network.card import TORCHSCRIPT_SUFFIX
 from dinoquant.network.export import export
 from dinoquant.recipes.base import load_recipe
 from dinoquant.runtimes import RUNTIMES, TORCHSCRIPT, files, missing, onnx_file, recipe_of
@@ -87,11 +88,12 @@ def entries(
         path = folder / name / f"model{RUNTIMES[runtime].suffixes[0]}"
         path.parent.mkdir(exist_ok=True)
         try:
-            if runtime == TORCHSCRIPT:
+            source, images = folder / RUNTIMES[runtime].source, calibration.numpy()
+            if recipe_of(variant).module and not missing(runtime):
+                source = path.with_suffix(TORCHSCRIPT_SUFFIX)
                 quantized = load_recipe(variant["recipe"]).quantize(network, variant, calibration)
-                export(quantized, path, name, variant, info)
-            elif not path.exists():
-                source, images = folder / RUNTIMES[runtime].source, calibration.numpy()
+                export(quantized, source, name, variant, info)
+            if runtime != TORCHSCRIPT and (recipe_of(variant).module or not path.exists()):
                 convert(source, path, name, variant, info, fp32=fp32, images=images, threads=options.threads)
             found[name] = Entry(path, sum(file.stat().st_size for file in files(path)))
         except Exception as error:  # one variant that this machine cannot run must not cost the others

@@ -297,7 +297,8 @@ def test_inductor_compiles_a_package_for_any_batch_size(tmp_path: Path, monkeypa
     path = tmp_path / "model.pt2"
     exact = inductor.compile_package(network, path, "int8-pt2e", 4, images.numpy())
     assert exact is not None
-    card: dict[str, Any] = {"variant": "x", "runtime": "inductor", "recipe": "int8-pt2e", "options": {}}
+    card: dict[str, Any] = {"variant": "x", "runtime": "inductor", "recipe": "int8-pt2e"}
+    card["options"] = {"runtime": "inductor", "recipe": "int8-pt2e"}
     card |= {"image_size": 4, "exact": exact.tolist()}
     write_json(tmp_path / "card.json", card)
     with open_model(path, "cpu", threads=1, batch_size=4) as model, torch.no_grad():

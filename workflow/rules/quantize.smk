@@ -24,7 +24,9 @@ rule quantize:
         "../scripts/quantize.py"
 
 
-AUDITS = [f"results/models/{variant}/audit.csv" for variant in VARIANTS if runtime_of(variant) == runtimes.TORCHSCRIPT]
+AUDITS = [
+    f"results/models/{variant}/audit.csv" for variant in VARIANTS if recipe_of(variant).module and artifacts(variant)
+]
 
 
 rule models:

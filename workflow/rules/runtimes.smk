@@ -1,4 +1,11 @@
-"""Make the models of other runtimes, of the float32 model's ONNX file or weights."""
+"""Make the models of other runtimes, of the float32 model's ONNX file or weights, or of a TorchScript file."""
+
+
+def converted_from(wildcards):
+    """Return what the variant's model is made of: for a recipe of our own, the TorchScript file that `quantize` makes."""
+    if recipe_of(wildcards.variant).module:
+        return f"results/models/{wildcards.variant}/model.pt"
+    return f"results/models/fp32/{runtimes.RUNTIMES[runtime_of(wildcards.variant)].source}"
 
 
 rule export_onnx:
@@ -25,7 +32,7 @@ for runtime, entry in runtimes.RUNTIMES.items():
                 f"convert_{runtime}"
             input:
                 unpack(calibration),
-                source=f"results/models/fp32/{entry.source}",
+                source=converted_from,
                 fp32="results/models/fp32/model.pt",
                 info="results/models/fp32/info.json",
                 code=lambda wildcards: code("convert", *runtime_modules(wildcards.variant)),

@@ -19,7 +19,7 @@ if __name__ == "__main__":
         options, inputs = snakemake.params.config["options"], snakemake.input
         info = read_json(inputs.info)
         images = None
-        if recipe_of(options).calibrated:
+        if recipe_of(options).calibrated and not recipe_of(options).module:
             images = calibration_images(inputs.images, inputs.manifest, info).numpy()
         with span("quantize"):
             convert(

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dinoquant.recipes import TORCHSCRIPT as TORCHSCRIPT
 from dinoquant.recipes import Recipe, recipes
@@ -39,7 +40,7 @@ RUNTIMES: Mapping[str, Runtime] = {
 }
 
 
-def recipe_of(options: Mapping[str, str]) -> Recipe:
+def recipe_of(options: Mapping[str, Any]) -> Recipe:
     """Return what is known of a variant's recipe, from the variant's options with their defaults."""
     return recipes(options["runtime"])[options["recipe"]]
 

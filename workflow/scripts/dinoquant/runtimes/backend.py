@@ -1,7 +1,7 @@
 """What the module of a runtime offers: `prepare`, which returns what makes and loads that runtime's models."""
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -25,12 +25,11 @@ class Backend(Protocol):
 class Converter(Backend, Protocol):
     """A runtime that makes its own models; those in TorchScript are made by the recipes."""
 
-    def convert(self, source: Path, target: Path, card: Card, images: Array | None) -> Array | None:
+    def convert(self, source: Path, target: Path, card: Card, images: Array | None) -> Mapping[str, object] | None:
         """Make the model that ``card`` describes out of the float32 model's file ``source`` (`Runtime.source`).
 
-        ``images`` are for the calibration: float32 ``[N, 3, S, S]``, normalised; None for recipes without. Returns what
-        the card must keep for `exact`: the exact features of the first `CHECKED_IMAGES`, from a runtime that hides the
-        integers of a finished model.
+        ``images`` are for the calibration: float32 ``[N, 3, S, S]``, normalised; None for recipes without. For a recipe
+        of our own, ``source`` is its TorchScript file. Returns what the card must have beside what it says already.
         """
 
     def exact(self, model: Path, card: Card, images: Array) -> Array:

@@ -7,10 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
 from dinoquant.files import atomic, write_json
 from dinoquant.network.card import BESIDE, new_card, read_card
 from dinoquant.network.export import require_close
-from dinoquant.runtimes import files
+from dinoquant.runtimes import files, recipe_of
 from dinoquant.runtimes.backend import Array
 from dinoquant.runtimes.emulation import emulated
 from dinoquant.runtimes.opened import open_model
@@ -24,6 +27,8 @@ BATCHES = (1, 16)
 # Relative to the largest feature: rounding of another order of sums in float32, and of bfloat16's 8 bit mantissa, which
 # moves the worst of thousands of tokens by 0.05 (ViT-Ti). What int8 does to features is for the accuracy to say.
 TOLERANCES = {"fp32": 1e-4, "bf16": 1e-1}
+# With random weights, a TorchScript file has 0.9994 to itself where images are one part in a million brighter.
+LEAST_COSINE = 0.998
 
 
 def convert(
@@ -40,7 +45,7 @@ def convert(
     """Write the model ``target``, with its card beside it, complete or not at all.
 
     Args:
-        source: the ONNX file, or the float32 weights for inductor.
+        source: the ONNX file; for inductor the float32 weights, or the TorchScript file of a recipe of our own.
         options: the variant's, with its runtime and recipe.
         info: the float model's `info.json`.
         fp32: the TorchScript file to check the result against.
@@ -55,21 +60,20 @@ def convert(
         made = Path(folder) / target.name
         with Remote(options["runtime"], threads) as process:
             card["versions"] = process.about()
-            _, exact = process.ask("convert", images, source=str(source.resolve()), target=str(made), card=card)
-        if exact is not None:
-            card["exact"] = exact.tolist()
-        write_json(made.with_name(BESIDE), card)
-        require_alike(made, fp32, threads)
+            answer, _ = process.ask("convert", images, source=str(source.resolve()), target=str(made), card=card)
+        write_json(made.with_name(BESIDE), {**card, **(answer["card"] or {})})
+        require_alike(made, source if recipe_of(options).module else fp32, threads)
         for file in (*reversed(files(made)), made.with_name(BESIDE)):
             with atomic(target.with_name(file.name)) as partial:
                 file.replace(partial)
 
 
-def require_alike(model: Path, fp32: Path, threads: int) -> None:
-    """Run ``model`` at batch sizes 1 and 16 beside the TorchScript file ``fp32``, on random images.
+def require_alike(model: Path, original: Path, threads: int) -> None:
+    """Run ``model`` at batch sizes 1 and 16 beside the TorchScript file ``original``, on random images.
 
-    Raises RuntimeError if it yields anything but a finite feature vector for each image, or if a float model's features
-    differ from fp32's by more than rounding. Does not run it where its precision would be emulated.
+    Raises RuntimeError if it yields anything but a finite feature vector for each image, or if the features of a float
+    model, or of a recipe of our own, differ from the original's by more than rounding. Does not run it where its
+    precision would be emulated.
     """
     card = read_card(model)
     if reason := emulated(model, "cpu"):
@@ -78,7 +82,7 @@ def require_alike(model: Path, fp32: Path, threads: int) -> None:
     images = random_images(max(BATCHES), card["image_size"], "cpu", seed=0)
     for batch_size in BATCHES:
         batch = images[:batch_size]
-        with open_model(fp32, "cpu", threads=threads, batch_size=batch_size) as reference:
+        with open_model(original, "cpu", threads=threads, batch_size=batch_size) as reference:
             expected = reference(batch)
         with open_model(model, "cpu", threads=threads, batch_size=batch_size) as converted:
             features = converted(batch)
@@ -87,5 +91,19 @@ def require_alike(model: Path, fp32: Path, threads: int) -> None:
             raise RuntimeError(f"{card['variant']} yields {list(features.shape)}, finite: {finite}")
         if card["recipe"] in TOLERANCES:
             require_close(features, expected, TOLERANCES[card["recipe"]], f"{card['variant']} and fp32")
+        if recipe_of(card["options"]).module:
+            require_same_roundings(features, expected, card["variant"])
         deviation = float((features - expected).abs().max() / expected.abs().max())
-        log.debug("at batch size %d, features are up to %.2g of the largest away from fp32's", batch_size, deviation)
+        log.debug(
+            "at batch size %d, features are up to %.2g of the largest away from %s's", batch_size, deviation, original
+        )
+
+
+def require_same_roundings(features: Tensor, expected: Tensor, variant: str) -> None:
+    """Raise RuntimeError if the features of a compiled model are not those of the TorchScript file it was made of.
+
+    By their cosine, as one int8 rounding that falls the other way makes others do so.
+    """
+    cosine = float(cosine_similarity(features, expected).min())
+    if not cosine >= LEAST_COSINE:  # written so that NaN fails too
+        raise RuntimeError(f"{variant} and its TorchScript file: cosine {cosine:.5f}, at least {LEAST_COSINE} expected")

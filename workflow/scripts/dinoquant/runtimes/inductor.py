@@ -1,6 +1,9 @@
-"""PyTorch's compiler, ahead of time (AOTInductor), and torchao's quantization for it. Needs a C++ compiler."""
+"""PyTorch's compiler, ahead of time (AOTInductor), for our recipes and torchao's. Needs a C++ compiler."""
 
+import re
 import warnings
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from dinoquant.errors import UserError
+from dinoquant.machine import compiled_for
 from dinoquant.network import architecture
-from dinoquant.network.card import Card
+from dinoquant.network.card import TORCHSCRIPT_SUFFIX, Card
+from dinoquant.network.export import load
 from dinoquant.recipes import cast
+from dinoquant.recipes.int8 import compiled, transformer
+from dinoquant.runtimes import recipe_of
 from dinoquant.runtimes.backend import CHECKED_IMAGES, Array, Converter, Run
 from dinoquant.runtimes.torchscript import set_up
 
@@ -27,24 +34,45 @@ class Inductor:
     """Packages that are compiled for this processor and this PyTorch."""
 
     @torch.no_grad()
-    def convert(self, source: Path, target: Path, card: Card, images: Array | None) -> Array | None:
-        """Compile the model with the float32 weights ``source``
+    def convert(self, source: Path, target: Path, card: Card, images: Array | None) -> Mapping[str, object]:
+        """Compile the model with the float32 weights ``source``, or what is in the TorchScript file ``source``
         (https://docs.pytorch.org/docs/stable/user_guide/torch_compiler/torch.compiler_aot_inductor.html).
         """
-        network = architecture.restore(card, source)
-        return compile_package(network, target, card["recipe"], card["image_size"], images)
+        kept: dict[str, object] = {"instructions": compiled_for()}
+        if not recipe_of(card["options"]).module:
+            network = architecture.restore(card, source)
+            exact = compile_package(network, target, card["recipe"], card["image_size"], images)
+            return kept if exact is None else {**kept, "exact": exact.tolist()}
+        script = load(source)
+        network = architecture.like(card)
+        network.load_state_dict(script.state_dict(), strict=False)  # what is no part of a block
+        network = compiled.rebuilt(network, script)
+        compile_package(network, target, card["recipe"], card["image_size"], None)
+        return {**kept, "kernels": kernels(network, target)}
 
     def exact(self, model: Path, card: Card, images: Array) -> Array:
-        """Return what the card keeps: a package holds machine code."""
-        return np.array(card["exact"][: len(images)], dtype=np.float32)
+        """Return what the card keeps, as a package holds machine code; or what the TorchScript file beside it gives."""
+        if "exact" in card:
+            return np.array(card["exact"][: len(images)], dtype=np.float32)
+        with torch.inference_mode():
+            features: Array = load(model.with_suffix(TORCHSCRIPT_SUFFIX))(torch.from_numpy(images)).numpy()
+        return features
 
     def load(self, model: Path, card: Card, batch_size: int) -> Run:
-        """Load a package, for any batch size."""
-        compiled = torch._inductor.aoti_load_package(str(model))
+        """Load a package, for any batch size; raise UserError on a machine that lacks what it was compiled for."""
+        if lacking := set(card.get("instructions") or ()) - set(compiled_for() or ()):
+            raise UserError(
+                f"{model} is machine code for a processor with {', '.join(sorted(lacking))}, which this one lacks. "
+                "Compile it here: delete it and run again, or use the TorchScript file of the same recipe."
+            )
+        package = torch._inductor.aoti_load_package(str(model))
+        # As in TorchScript: what a few images need stays in the processor's caches.
+        together = transformer.Patches.IMAGES if recipe_of(card["options"]).module else MAX_BATCH
 
         @torch.inference_mode()
         def run(images: Array) -> Array:
-            features: Array = compiled(torch.from_numpy(images)).numpy()
+            parts = [package(part) for part in torch.split(torch.from_numpy(images), together)]
+            features: Array = (torch.cat(parts) if len(parts) > 1 else parts[0]).numpy()
             return features
 
         return run
@@ -60,7 +88,7 @@ def prepare(threads: int, device: str) -> Converter:
 def compile_package(
     network: nn.Module, target: Path, recipe: str, image_size: int, images: Array | None
 ) -> Array | None:
-    """Write ``network`` as a package, quantized if the recipe says so; return the exact features then."""
+    """Write ``network`` as a package, quantized by torchao if the recipe says so; return the exact features then."""
     example = torch.randn(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of PyTorch about its own insides
@@ -68,12 +96,29 @@ def compile_package(
             network = quantize(network, example, images)
             program = export_graph(network, example)
         else:
-            program = export_graph(cast.quantize(network, {"recipe": recipe}, None).module, example)
+            if recipe in cast.DTYPES:
+                network = cast.quantize(network, {"recipe": recipe}, None).module
+            program = export_graph(network, example)
         torch._inductor.aoti_compile_and_package(program, package_path=str(target), inductor_configs=OPTIONS)
     if recipe != "int8-pt2e" or images is None:
         return None
     exact: Array = network(torch.from_numpy(images[:CHECKED_IMAGES])).numpy()  # in float32, operator by operator
     return exact if exact.ndim == 2 else exact[:, 0]
+
+
+def kernels(network: nn.Module, package: Path) -> dict[str, str]:
+    """Return what multiplies each Linear with int8 weights, by its name, in the generated code of a package.
+
+    Raises RuntimeError if the code has another number of int8 products than the network: without a word, the compiler
+    takes float32 where it does not recognise one (https://github.com/pytorch/ao/issues/4566).
+    """
+    listed = {name: module.exact for name, module in network.named_modules() if isinstance(module, compiled.Linear)}
+    with zipfile.ZipFile(package) as archive:
+        code = [archive.read(name).decode() for name in archive.namelist() if name.endswith(".cpp")]
+    calls = sum(len(re.findall(r"\(aoti_torch_cpu__qlinear_pointwise\w*\(", text)) for text in code)
+    if calls != sum(listed.values()):
+        raise RuntimeError(f"{sum(listed.values())} products are int8, but the compiled code has {calls}")
+    return {name: "onednn::qlinear_pointwise, int8" if exact else "float32" for name, exact in listed.items()}
 
 
 def export_graph(network: nn.Module, example: Tensor) -> torch.export.ExportedProgram:

@@ -65,9 +65,9 @@ class Worker:
         versions = {library: version(library) for library in self._libraries}
         return self._threads | versions | ({"allocator": self._allocator} if self._allocator else {}), None
 
-    def convert(self, images: Array | None, source: str, target: str, card: Card) -> tuple[Message, Array | None]:
-        """Make the model that ``card`` describes; ``images`` are for its calibration. Answers what `exact` needs."""
-        return {}, cast(Converter, self._backend).convert(Path(source), Path(target), card, images)
+    def convert(self, images: Array | None, source: str, target: str, card: Card) -> tuple[Message, None]:
+        """Make the model that ``card`` describes; ``images`` are for its calibration. Answers what the card adds."""
+        return {"card": cast(Converter, self._backend).convert(Path(source), Path(target), card, images)}, None
 
     def load(self, _: None, model: str, card: Card, batch_size: int) -> tuple[Message, None]:
         """Load a model for batches of ``batch_size``; what a runtime does on garbage collections is not timed."""
