@@ -44,9 +44,7 @@ class Inductor:
             exact = compile_package(network, target, card["recipe"], card["image_size"], images)
             return kept if exact is None else {**kept, "exact": exact.tolist()}
         script = load(source)
-        network = architecture.like(card)
-        network.load_state_dict(script.state_dict(), strict=False)  # what is no part of a block
-        network = compiled.rebuilt(network, script)
+        network = compiled.rebuilt(architecture.like(card), script)
         compile_package(network, target, card["recipe"], card["image_size"], None)
         return {**kept, "kernels": kernels(network, target)}
 

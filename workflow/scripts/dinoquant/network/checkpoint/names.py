@@ -169,9 +169,7 @@ def timm_names(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tenso
         biases = {name: value for name, value in state.items() if name.endswith("attn.qkv.bias")}
         state = {name: value for name, value in state.items() if name not in biases}
         for name, value in biases.items():
-            query, _, values = torch.atleast_1d(value).tensor_split(
-                3
-            )  # keys have none: what the file has there is masked
+            query, _, values = value.reshape(-1).tensor_split(3)  # keys have none: what the file has there is masked
             if query.any() or values.any():
                 part = name.removesuffix("qkv.bias")
                 lost |= {f"{part}q_bias": query, f"{part}v_bias": values}

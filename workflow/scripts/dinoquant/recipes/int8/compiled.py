@@ -4,6 +4,7 @@ TorchScript packs a weight on loading and takes a batch in parts; the compiler p
 for any batch, and fuses what lies between two products where loops run over all tokens of a batch.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,18 +14,25 @@ from torch.nn import functional
 from dinoquant.recipes.anatomy.families import anatomy_of
 from dinoquant.recipes.int8 import layers, transformer
 
+REPLACED = ("patch_embed.", "blocks.", "rope.")  # rotary positions are a part of each block
 Script = Any  # a submodule of a TorchScript file, with the attributes of the class that it was made of
 
 
 def rebuilt(network: nn.Module, script: torch.jit.ScriptModule) -> nn.Module:
-    """Return the float ``network`` with the patch embedding and the blocks that a recipe's TorchScript file has.
+    """Return a copy of ``network`` with the patch embedding and the blocks that a recipe's TorchScript file has.
 
-    Raises ValueError for a file without blocks of these recipes.
+    All else that the network consists of is loaded from the file, too.
+
+    Raises ValueError for a file without blocks of these recipes, or that lacks some of the rest.
     """
     found: dict[str, Script] = {str(module.original_name): module for module in script.modules()}
     if "Blocks" not in found:
         raise ValueError("no blocks of int8-smooth, int8-mixed or int8-per-token in this TorchScript file")
-    blocks = nn.Sequential(*map(Block, found["Blocks"].blocks.children()))
+    outside = {name.removeprefix("model."): value for name, value in script.state_dict().items()}
+    missing, _ = network.load_state_dict(outside, strict=False)
+    if lost := [name for name in missing if not name.startswith(REPLACED)]:
+        raise ValueError(f"the TorchScript file lacks {', '.join(lost)}")
+    blocks = Blocks([Block(block) for block in found["Blocks"].blocks.children()])
     patches = Patches(found["Patches"]) if "Patches" in found else None
     return anatomy_of(network).rebuilt(patches, blocks).eval()
 
@@ -175,16 +183,17 @@ class Block(nn.Module):
         self.dtype = torch.bfloat16 if script.reduced and script.qkv.native_bfloat16 else torch.float32
         self.register_buffer("turns", script.turns)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Attend, then transform each token."""
+    def forward(self, tokens: Tensor, every: bool) -> Tensor:
+        """Attend, then transform each token that is read, or ``every`` one."""
         images, count, width = tokens.shape
         normed = self.norm1(tokens.flatten(0, 1))
         if self.query is None:
             query, key, value = self.by_head(self.qkv(normed).view(images, count, 3, self.heads, -1), 2)
         else:
-            tokens = tokens[:, : self.read]
-            first = normed.view(images, count, width)[:, : self.read].flatten(0, 1)
-            (query,) = self.by_head(self.query(first).view(images, self.read, 1, self.heads, -1), 1)
+            read = count if every else self.read
+            tokens = tokens[:, :read]
+            first = normed.view(images, count, width)[:, :read].flatten(0, 1)
+            (query,) = self.by_head(self.query(first).view(images, read, 1, self.heads, -1), 1)
             key, value = self.by_head(self.qkv(normed).view(images, count, 2, self.heads, -1), 1)
         rows = self.proj(self.weigh(query, key, value)) + tokens.flatten(0, 1)
         transformed: Tensor = self.fc2(self.hidden(self.fc1(self.norm2(rows)))) + rows
@@ -223,6 +232,20 @@ class Block(nn.Module):
             context = steps_to_uint8(context + self.context_offset)
         by_image = context.view(-1, self.heads, *context.shape[1:])
         return by_image.transpose(1, 2).flatten(2).flatten(0, 1)
+
+
+class Blocks(nn.Module):
+    """All blocks, as `transformer.Blocks`, with all images at once."""
+
+    def __init__(self, blocks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(self, tokens: Tensor, every: bool) -> Tensor:
+        """``[B, N, D]`` -> the same of the tokens that are read, or of ``every`` one."""
+        for block in self.blocks:
+            tokens = block(tokens, every)
+        return tokens
 
 
 def linear(script: Script) -> nn.Module:
