@@ -11,7 +11,7 @@ from dinoquant.errors import UserError
 from dinoquant.network import architecture
 from dinoquant.network.card import Card
 from dinoquant.recipes import cast
-from dinoquant.runtimes.backend import CHECKED_IMAGES, Array, Converter, Run
+from dinoquant.runtimes.backend import CHECKED_IMAGES, Array, Converter, Run, of_image
 from dinoquant.runtimes.torchscript import set_up
 
 MAX_BATCH = 4096  # as in the config's schema
@@ -73,7 +73,7 @@ def compile_package(
     if recipe != "int8-pt2e" or images is None:
         return None
     exact: Array = network(torch.from_numpy(images[:CHECKED_IMAGES])).numpy()  # in float32, operator by operator
-    return exact if exact.ndim == 2 else exact[:, 0]
+    return of_image(exact)
 
 
 def export_graph(network: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
