@@ -14,7 +14,7 @@ from dinoquant.files import atomic, write_json
 from dinoquant.network.card import BESIDE, new_card, read_card
 from dinoquant.network.export import require_close
 from dinoquant.runtimes import files, recipe_of
-from dinoquant.runtimes.backend import Array
+from dinoquant.runtimes.backend import Array, of_image
 from dinoquant.runtimes.emulation import emulated
 from dinoquant.runtimes.opened import open_model
 from dinoquant.runtimes.remote import Remote
@@ -24,9 +24,9 @@ log = logging.getLogger("dinoquant")
 
 PARTIAL = ".partial-"
 BATCHES = (1, 16)
-# Relative to the largest feature: rounding of another order of sums in float32, and of bfloat16's 8 bit mantissa, which
-# moves the worst of thousands of tokens by 0.05 (ViT-Ti). What int8 does to features is for the accuracy to say.
-TOLERANCES = {"fp32": 1e-4, "bf16": 1e-1}
+# Relative to the largest feature: rounding of another order of sums in float32, and of bfloat16's 8 bit mantissa. What
+# int8 does to features is for the accuracy to say, not for this.
+TOLERANCES = {"fp32": 1e-4, "bf16": 3e-2}
 # With random weights, a TorchScript file has 0.9994 to itself where images are one part in a million brighter.
 LEAST_COSINE = 0.998
 
@@ -90,7 +90,8 @@ def require_alike(model: Path, original: Path, threads: int) -> None:
         if features.shape != expected.shape or not finite:
             raise RuntimeError(f"{card['variant']} yields {list(features.shape)}, finite: {finite}")
         if card["recipe"] in TOLERANCES:
-            require_close(features, expected, TOLERANCES[card["recipe"]], f"{card['variant']} and fp32")
+            compared = of_image(features), of_image(expected)
+            require_close(*compared, TOLERANCES[card["recipe"]], f"{card['variant']} and fp32")
         if recipe_of(card["options"]).module:
             require_same_roundings(features, expected, card["variant"])
         deviation = float((features - expected).abs().max() / expected.abs().max())

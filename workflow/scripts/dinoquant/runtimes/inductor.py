@@ -18,7 +18,7 @@ from dinoquant.network.export import load
 from dinoquant.recipes import cast
 from dinoquant.recipes.int8 import compiled, transformer
 from dinoquant.runtimes import recipe_of
-from dinoquant.runtimes.backend import CHECKED_IMAGES, Array, Converter, Run
+from dinoquant.runtimes.backend import CHECKED_IMAGES, Array, Converter, Run, of_image
 from dinoquant.runtimes.torchscript import set_up
 
 MAX_BATCH = 4096  # as in the config's schema
@@ -101,7 +101,7 @@ def compile_package(
     if recipe != "int8-pt2e" or images is None:
         return None
     exact: Array = network(torch.from_numpy(images[:CHECKED_IMAGES])).numpy()  # in float32, operator by operator
-    return exact if exact.ndim == 2 else exact[:, 0]
+    return of_image(exact)
 
 
 def kernels(network: nn.Module, package: Path) -> dict[str, str]:

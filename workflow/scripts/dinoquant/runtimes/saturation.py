@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from dinoquant.recipes.int8.processor import int8_is_exact
+from dinoquant.runtimes.backend import of_image
 from dinoquant.runtimes.opened import LocalModel, OpenModel
 
 # Mean cosine. Roundings that fall the other way leave OpenVINO's ViT-Ti 0.9993 with trained weights, saturated sums
@@ -36,6 +37,5 @@ def check(model: OpenModel, images: Tensor) -> Saturation | None:
     """
     if isinstance(model, LocalModel) or not model.card["recipe"].startswith("int8"):
         return None
-    found, exact = (output if output.ndim == 2 else output[:, 0] for output in (model(images), model.exact(images)))
-    cosine = float(cosine_similarity(found, exact).mean())
+    cosine = float(cosine_similarity(of_image(model(images)), of_image(model.exact(images))).mean())
     return {"saturates": cosine < LEAST and not int8_is_exact(portable=False), "cosine": cosine, "images": len(images)}
