@@ -34,6 +34,7 @@ SUBMITTED = {
     "extract_features",
     "extract_attention",
     "evaluate_probe",
+    "measure_patches",
     "measure_latency",
     "measure_footprint",
     "measure_energy",

@@ -17,6 +17,7 @@ from dinoquant.errors import UserError
 from dinoquant.judge import features
 from dinoquant.judge.features import extract
 
+CARD = {"engine": None, "runtime": "torchscript", "recipe": "fp32", "options": {}, "output": "features"}
 INFO = {"image_size": 16, "mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0], "feature_dim": 3}
 SCRIPT = Path(__file__).parents[2] / "workflow/scripts/extract_features.py"
 
@@ -116,9 +117,15 @@ def test_the_script_writes_bank_and_queries_apart(tmp_path: Path, monkeypatch: p
     torch.jit.save(
         traced,
         str(tmp_path / "model.pt"),
-        _extra_files={"dinoquant.json": '{"engine": null, "runtime": "torchscript", "recipe": "fp32", "options": {}}'},
+        _extra_files={"dinoquant.json": json.dumps(CARD)},
     )
-    names = {"images": "images.npy", "manifest": "manifest.csv", "info": "info.json", "model": "model.pt"}
+    names = {
+        "images": "images.npy",
+        "manifest": "manifest.csv",
+        "info": "info.json",
+        "model": "model.pt",
+        "fp32": "model.pt",
+    }
     snakemake = SimpleNamespace(
         input=SimpleNamespace(**{key: str(tmp_path / name) for key, name in names.items()}),
         output=Outputs([str(tmp_path / "out.npz"), str(tmp_path / "out.json")]),

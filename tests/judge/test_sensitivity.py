@@ -28,7 +28,7 @@ from samples import photographs, tiny_vit
 mpl.use("agg")
 SIZE = 64
 FIGURE_PARAMS = {"palette": "colorblind", "font_scale": 1.0, "dpi": 60, "variants": [], "batch_size": None}
-FIGURE_PARAMS |= {"without_attention": {}, "substitute": None}
+FIGURE_PARAMS |= {"without_attention": {}, "without_patches": {}, "substitute": None}
 
 
 @pytest.fixture(scope="module")

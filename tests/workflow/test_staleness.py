@@ -72,6 +72,7 @@ def whole(*variants: str) -> set[str]:
 
 
 MACHINE = "measure_machine device=cpu"
+URLS = ("https://example.org/a.zip", "https://example.org/b.pth")
 EVERYTHING = (
     {"generate_dataset", "verify_dataset", "pack_images", "export_fp32", "quantize variant=fp16", MACHINE}
     | (whole(*VARIANTS) - {"quantize variant=fp32"})
@@ -190,9 +191,9 @@ def test_the_lock(run: Checkout) -> None:
 
 
 def test_the_lock_downloads_nothing_again(run: Checkout) -> None:
-    sources = {"dataset": {"source": "https://example.org/a.zip"}, "model": {"checkpoint": "https://example.org/b.pth"}}
-    digest = hashlib.sha256(b"https://example.org/b.pth").hexdigest()[:8]
-    for path in ("datasets/a.zip", f"checkpoints/b-{digest}.pth"):
+    sources = {"dataset": {"source": URLS[0]}, "model": {"checkpoint": URLS[1]}}
+    data, weights = (hashlib.sha256(url.encode()).hexdigest()[:8] for url in URLS)
+    for path in (f"datasets/a-{data}.zip", f"checkpoints/b-{weights}.pth"):
         file = run.folder / "resources" / path
         file.parent.mkdir(exist_ok=True)
         file.write_text("placed by hand")

@@ -94,6 +94,12 @@ def _attention(wildcards: Mapping[str, str], config: Mapping[str, Any], measured
     return measured.start / 2 + work, measured.start + 5 * work
 
 
+def _patches(wildcards: Mapping[str, str], config: Mapping[str, Any], measured: Measured) -> Range:
+    work = config["patches"]["images"] * measured.image
+    low, high = _times(wildcards["variant"])
+    return measured.start / 2 + low * work, 1.5 * measured.start + 2 * high * work
+
+
 def _sensitivity(wildcards: Mapping[str, str], config: Mapping[str, Any], measured: Measured) -> Range:
     work = 2 * measured.linears * config["sensitivity"]["images"] * measured.image
     return measured.start + 0.3 * work, measured.start + 1.2 * work
@@ -148,6 +154,7 @@ MODELS: Mapping[str, tuple[Model, str]] = {
     "evaluate_accuracy": (_accuracy, "a process start, and up to 2 ms an image"),
     "evaluate_probe": (_probe, "a process start, and up to 20 ms an image"),
     "extract_attention": (_attention, "a process start, and up to five times the images' time"),
+    "measure_patches": (_patches, f"up to twice the images' time; {VARIANTS_CALL}"),
     "summarise": (_starts(0.05, 0.4), "a process start"),
     "recommend": (_starts(0.02, 0.2), "a process start"),
     "draw_figure": (_starts(0.35, 0.8), "a process start with seaborn"),
