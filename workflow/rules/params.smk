@@ -26,6 +26,13 @@ def timing(threads, batch_size):
     return tidy({"protocol": protocol, "threads": threads, "batch_size": batch_size})
 
 
+def converted_from(wildcards):
+    """Return what the variant's model is made of: for a recipe of our own, the TorchScript file that `quantize` makes."""
+    if recipe_of(wildcards.variant).module:
+        return f"results/models/{wildcards.variant}/model.pt"
+    return f"results/models/fp32/{runtimes.RUNTIMES[runtime_of(wildcards.variant)].source}"
+
+
 def pooling_model(wildcards):
     """Return the file whose head makes features of another runtime's tokens."""
     peer = runtime_of(wildcards.variant) != runtimes.TORCHSCRIPT

@@ -1,13 +1,6 @@
 """Make the models of other runtimes, of the float32 model's ONNX file or weights, or of a TorchScript file."""
 
 
-def converted_from(wildcards):
-    """Return what the variant's model is made of: for a recipe of our own, the TorchScript file that `quantize` makes."""
-    if recipe_of(wildcards.variant).module:
-        return f"results/models/{wildcards.variant}/model.pt"
-    return f"results/models/fp32/{runtimes.RUNTIMES[runtime_of(wildcards.variant)].source}"
-
-
 rule export_onnx:
     input:
         state_dict="results/models/fp32/state_dict.pt",
