@@ -29,7 +29,7 @@ compare: env
 	@.venv/bin/python workflow/scripts/compare.py $(A) $(B)
 
 test: env
-	.venv/bin/pytest -n 2 --dist loadfile --no-loadscope-reorder
+	.venv/bin/pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 lint: env
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy && .venv/bin/snakefmt --check Snakefile workflow && .venv/bin/snakemake --lint
