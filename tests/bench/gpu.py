@@ -3,7 +3,8 @@
     make bench-gpu
 
 Takes a GPU, PyTorch 2.11 or newer and timm (which builds the model), and no network: see docs/gpu. Every variant runs
-in a process of its own with a limit in seconds; what does not fit in is listed as left out. The weights are random,
+in a process of its own with a limit in seconds; what does not fit in is listed as left out. Last come the products of
+one block by themselves, bfloat16, int8 and fp8. The weights are random,
 since speed does not depend on them; the cosine then says whether kernels compute what they should, not more.
 `--device cpu --small` goes through the same plan with a small model in a minute.
 """
@@ -26,6 +27,7 @@ LIMIT_SECONDS = 460  # for everything: `make bench-gpu` ends within eight minute
 TIMED_SECONDS, FEWEST_CALLS = 1.0, 10  # for a row, and before it for the warm-up
 BATCHES = (256, 1, 64, 16)  # what saturates a GPU first, should time run out
 IMAGES = 16  # whose features are compared
+PRODUCTS = ((384, 1152), (384, 384), (384, 1536), (1536, 384))  # inputs and outputs of the Linears in a ViT-S block
 PREFIX = "ROW "
 
 
@@ -113,6 +115,32 @@ def timed(call: Callable[[], float], seconds: float) -> float:
     return statistics.median(calls)
 
 
+def products(rows: int, device: str) -> str:
+    """Return, as text, the ms of a block's products over ``rows`` tokens alone, by each of PyTorch's operators."""
+    import torch
+
+    from dinoquant.runtimes.torchscript import as_call
+
+    lines = [f"{f'{rows} x':16} {'bf16':>9} {'int8':>9} {'fp8':>9}  ms"]
+    for inputs, outputs in PRODUCTS:
+        left, right = (torch.rand(size, inputs, device=device) for size in (rows, outputs))
+        scales = torch.ones(rows, 1, device=device), torch.ones(1, outputs, device=device)
+        half, small = ((left.to(kind), right.to(kind).t()) for kind in (torch.bfloat16, torch.float8_e4m3fn))
+        integers = (100 * left).to(torch.int8), (100 * right).to(torch.int8).t()
+        line = f"{f'{inputs} x {outputs}':16}"
+        for call in (
+            partial(torch.mm, *half),
+            partial(torch._int_mm, *integers),
+            partial(torch._scaled_mm, *small, *scales, out_dtype=torch.bfloat16),
+        ):
+            try:
+                line += f" {timed(as_call(call, device), 0.0 if device == 'cpu' else TIMED_SECONDS / 10):9.4f}"
+            except (RuntimeError, ValueError):  # older GPUs multiply no fp8
+                line += f" {'-':>9}"
+        lines.append(line)
+    return "\n".join(lines)
+
+
 def limited(command: list[str], seconds: float) -> tuple[list[Row], str]:
     """Return the rows that a process printed within its limit, and why it printed no more ("" if it ended well)."""
     process = subprocess.Popen(
@@ -186,6 +214,7 @@ def main() -> None:
             print(f"{variant}: {len(done)} rows, {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
     print(f"{name}, {gpu_name(options.device) or machine['cpu']}, torch {machine['torch']}, timm {machine['timm']}")
     print(table(rows, left_out))
+    print(products(batches[0] * (32 if options.small else 197), options.device))
     sys.exit(not rows or not all(map(is_right, rows)))
 
 

@@ -66,3 +66,4 @@ def test_small_on_a_cpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     assert printed.count("int8-per-token       ") == 2
     assert "left out: compiled-bf16 at batch 2, 1: not within 0 s" in printed
     assert "WRONG" not in printed
+    assert all(f"\n{inputs} x {outputs} " in printed for inputs, outputs in gpu.PRODUCTS)
