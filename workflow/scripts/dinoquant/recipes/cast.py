@@ -84,7 +84,7 @@ def for_gpus(model: nn.Module) -> list[str]:
     for name, module in list(model.named_modules()):
         if isinstance(module, PatchEmbed) and is_patch_embedding(module.proj):
             model.set_submodule(f"{name}.proj", scripted(PatchProjection(module.proj)))
-        elif isinstance(module, Mlp) and _has_gelu(module):
+        elif type(module) is Mlp and _has_gelu(module):
             assert isinstance(module.fc1, nn.Linear)
             model.set_submodule(f"{name}.fc1", scripted(GeluLinear(module.fc1)))
             model.set_submodule(f"{name}.act", nn.Identity())
