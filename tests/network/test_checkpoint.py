@@ -197,6 +197,15 @@ def test_weights_become_float32(path: Path, dtype: torch.dtype) -> None:
     assert same(loaded(path, state)[1], state)
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_weights_of_8_bits_are_read_and_no_secret(path: Path, dtype: torch.dtype) -> None:
+    state = {name: value.to(dtype) for name, value in A.items()}
+    report, model = loaded(path, state)
+    assert same(model, state)
+    assert any(str(dtype).removeprefix("torch.") in note for note in report.notes)
+    assert not loaded(path, A)[0].notes
+
+
 def test_of_another_architecture_the_likely_names_are_given(path: Path) -> None:
     for name, others in (("vit_tiny_patch16_224", "vit_small"), ("test_vit", "vit_tiny")):
         torch.save(architecture.build(name).state_dict(), path)

@@ -1,5 +1,6 @@
 """PyTorch's compiler, ahead of time (AOTInductor), for our recipes and torchao's. Needs a C++ compiler."""
 
+import copy
 import re
 import warnings
 import zipfile
@@ -15,7 +16,7 @@ from dinoquant.machine import compiled_for
 from dinoquant.network import architecture
 from dinoquant.network.card import TORCHSCRIPT_SUFFIX, Card
 from dinoquant.network.export import load
-from dinoquant.recipes import cast
+from dinoquant.recipes.cast import DTYPES, Cast
 from dinoquant.recipes.int8 import compiled, transformer
 from dinoquant.runtimes import recipe_of
 from dinoquant.runtimes.backend import CHECKED_IMAGES, Array, Converter, Run, of_image
@@ -94,8 +95,8 @@ def compile_package(
             network = quantize(network, example, images)
             program = export_graph(network, example)
         else:
-            if recipe in cast.DTYPES:
-                network = cast.quantize(network, {"recipe": recipe}, None).module
+            if (dtype := DTYPES.get(recipe, torch.float32)) != torch.float32:
+                network = Cast(copy.deepcopy(network).to(dtype), dtype)
             program = export_graph(network, example)
         torch._inductor.aoti_compile_and_package(program, package_path=str(target), inductor_configs=OPTIONS)
     if recipe != "int8-pt2e" or images is None:

@@ -3,7 +3,7 @@
 import logging
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from dinoquant.network import architecture
 from dinoquant.network.architecture import Loaded
@@ -33,6 +33,12 @@ def load(model: nn.Module, path: str | Path, *, image_size: int | None = None, w
         heads = fit(model, choice.taken.tensors)
         loaded = Loaded(choice.taken.label, choice.others, choice.beside, sorted([*choice.taken.strays, *heads]))
         loaded.notes.extend(choice.notes)
+        if coarse := {
+            str(value.dtype).removeprefix("torch.") for value in choice.taken.tensors.values() if _is_coarse(value)
+        }:
+            loaded.notes.append(
+                f"Some weights of the checkpoint are of 8 bits ({', '.join(sorted(coarse))}): fp32 starts from them."
+            )
     loaded.notes.extend(_resized(model, native, image_size))
     log.info("weights taken from the checkpoint: %s", loaded.weights)
     if loaded.other_weights:
@@ -42,6 +48,10 @@ def load(model: nn.Module, path: str | Path, *, image_size: int | None = None, w
     for note in loaded.notes:
         log.info("%s", note)
     return loaded
+
+
+def _is_coarse(value: Tensor) -> bool:
+    return value.is_floating_point() and value.itemsize == 1
 
 
 def _resized(model: nn.Module, native: int, image_size: int | None) -> list[str]:

@@ -105,7 +105,9 @@ class Unpickler(pickle.Unpickler):
             return OrderedDict
         if module == "torch" and isinstance(value := getattr(torch, name, None), torch.dtype):
             return value
-        return _ALLOWED.get(f"{module}.{name}") or type(name, (Placeholder,), {"__module__": module})
+        # PyTorch reads the tensors of young types, such as float8, as bytes first, and asks this class for their type.
+        attributes = {"__module__": module, **({"dtype": torch.uint8} if name == "UntypedStorage" else {})}
+        return _ALLOWED.get(f"{module}.{name}") or type(name, (Placeholder,), attributes)
 
 
 def load(stream: IO[bytes], **options: Any) -> object:
