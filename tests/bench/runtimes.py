@@ -208,7 +208,7 @@ def show(table: pd.DataFrame, name: str, title: str, options: argparse.Namespace
 def main() -> None:
     """Print the machine and the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = {"type": lambda text: text.split(","), "metavar": "A,B"}
+    names = {"type": lambda text: [name for name in text.split(",") if name], "metavar": "A,B"}
     parser.add_argument("--variants", **names, help="ours, of the presets; all that run on a CPU by default")
     parser.add_argument("--also", default="{}", help="more variants, as YAML: '{NAME: {recipe: RECIPE}}'")
     parser.add_argument("--peers", **names, help="other runtimes', of the presets; all by default")

@@ -20,12 +20,6 @@ IN, OUT, TOKENS = 72, 48, 20  # of 8 a multiple, but of no vector register's wid
 ZERO_POINT = 100
 
 
-@pytest.fixture
-def noise() -> Callable[..., Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    return lambda *shape: torch.randn(*shape, generator=generator)
-
-
 @pytest.fixture(params=["processor", "float32"])
 def arithmetic(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The integer product of this processor if it is exact here, and the one in float32 of processors without it."""
@@ -120,7 +114,7 @@ def test_steps_are_cut_off_and_clipped() -> None:
 @pytest.mark.parametrize("after_gelu", [False, True])
 @pytest.mark.usefixtures("arithmetic")
 def test_token_linear_is_the_integer_product(
-    after_gelu: bool, shape: tuple[int, ...], noise: Callable[..., Tensor]
+    after_gelu: bool, shape: tuple[int, ...], noise: Callable[..., Tensor], on_cuda: Callable[[Tensor], Tensor]
 ) -> None:
     linear = token(noise, after_gelu)
     inputs = noise(*shape) * torch.exp(noise(*shape[:-1], 1))  # tokens of different size
@@ -171,12 +165,6 @@ def test_what_gelu_yields_fits_into_the_steps_below_zero(noise: Callable[..., Te
     torch.testing.assert_close(linear(lowest), expected, rtol=0.01, atol=0.01)
 
 
-class OnCuda(Tensor):
-    """A tensor on the CPU that claims to be on a GPU."""
-
-    is_cuda = True
-
-
 @pytest.fixture
 def product_of_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have `torch._int_mm` refuse what it refuses on CUDA (PyTorch's aten/src/ATen/native/cuda/Blas.cpp).
@@ -196,7 +184,7 @@ def product_of_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("shape", [(1, IN), (16, 1, IN), (TOKENS, IN), (2, TOKENS, IN), (2, 4, 5, IN)], ids=str)
 @pytest.mark.parametrize("after_gelu", [False, True])
 def test_the_branch_for_gpus_computes_the_same(
-    after_gelu: bool, shape: tuple[int, ...], noise: Callable[..., Tensor]
+    after_gelu: bool, shape: tuple[int, ...], noise: Callable[..., Tensor], on_cuda: Callable[[Tensor], Tensor]
 ) -> None:
     linear = token(noise, after_gelu)
     inputs = noise(*shape) * torch.exp(noise(*shape[:-1], 1))
@@ -206,7 +194,7 @@ def test_the_branch_for_gpus_computes_the_same(
         inputs[0, ..., 1] = 1e4
     expected = linear(inputs)
     linear.packed = linear.weight.t()  # as `pack` does for weights on a GPU
-    found = linear(inputs.as_subclass(OnCuda)).as_subclass(Tensor)
+    found = linear(on_cuda(inputs)).as_subclass(Tensor)
     # A value at a half of a step goes up in one and to the even neighbour in the other.
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
 

@@ -13,38 +13,28 @@ from dinoquant.recipes import cast
 from dinoquant.recipes.cast import Cast, GeluLinear, PatchProjection
 
 
-@pytest.fixture
-def noise() -> Callable[..., Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    return lambda *shape: torch.randn(*shape, generator=generator)
-
-
-class OnCuda(Tensor):
-    """A tensor on the CPU that claims to be on a GPU."""
-
-    is_cuda = True
-
-
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("size", [(12, 12), (13, 14)], ids=str)
 def test_the_product_over_patches_is_the_convolution(
-    size: tuple[int, int], bias: bool, noise: Callable[..., Tensor]
+    size: tuple[int, int], bias: bool, noise: Callable[..., Tensor], on_cuda: Callable[[Tensor], Tensor]
 ) -> None:
     convolution, images = nn.Conv2d(3, 8, 4, 4, bias=bias), noise(2, 3, *size)
     projection = PatchProjection(convolution)
     expected = convolution(images)
     assert torch.equal(projection(images), expected)
-    found = projection(images.as_subclass(OnCuda)).as_subclass(Tensor)
+    found = projection(on_cuda(images)).as_subclass(Tensor)
     torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("shape", [(16,), (2, 5, 16), (2, 3, 5, 16)], ids=str)
-def test_gelu_behind_a_linear(shape: tuple[int, ...], noise: Callable[..., Tensor]) -> None:
+def test_gelu_behind_a_linear(
+    shape: tuple[int, ...], noise: Callable[..., Tensor], on_cuda: Callable[[Tensor], Tensor]
+) -> None:
     linear, inputs = nn.Linear(16, 24), noise(3, *shape)
     merged = GeluLinear(linear)
     expected = functional.gelu(linear(inputs))
     assert torch.equal(merged(inputs), expected)
-    found = merged(inputs.as_subclass(OnCuda)).as_subclass(Tensor)
+    found = merged(on_cuda(inputs)).as_subclass(Tensor)
     torch.testing.assert_close(found, expected, rtol=0, atol=6e-4)  # on a GPU it is an approximation
 
 
