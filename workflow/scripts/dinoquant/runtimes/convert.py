@@ -89,11 +89,11 @@ def require_alike(model: Path, original: Path, threads: int) -> None:
         finite = bool(features.isfinite().all())
         if features.shape != expected.shape or not finite:
             raise RuntimeError(f"{card['variant']} yields {list(features.shape)}, finite: {finite}")
+        compared = of_image(features), of_image(expected)
         if card["recipe"] in TOLERANCES:
-            compared = of_image(features), of_image(expected)
             require_close(*compared, TOLERANCES[card["recipe"]], f"{card['variant']} and fp32")
         if recipe_of(card["options"]).module:
-            require_same_roundings(features, expected, card["variant"])
+            require_same_roundings(*compared, card["variant"])
         deviation = float((features - expected).abs().max() / expected.abs().max())
         log.debug(
             "at batch size %d, features are up to %.2g of the largest away from %s's", batch_size, deviation, original
@@ -103,9 +103,9 @@ def require_alike(model: Path, original: Path, threads: int) -> None:
 def require_same_roundings(features: Tensor, expected: Tensor, variant: str) -> None:
     """Raise RuntimeError if the features of a compiled model are not those of the TorchScript file it was made of.
 
-    By each image's cosine, over all of its tokens if it is these that are given: one int8 rounding that falls the
-    other way makes others do so.
+    By each image's cosine: one int8 rounding that falls the other way makes others do so. (Over all patches it is far
+    lower: with real weights, on images of noise, 0.9956.)
     """
-    cosine = float(cosine_similarity(features.flatten(1), expected.flatten(1)).min())
+    cosine = float(cosine_similarity(features, expected).min())
     if not cosine >= LEAST_COSINE:  # written so that NaN fails too
         raise RuntimeError(f"{variant} and its TorchScript file: cosine {cosine:.5f}, at least {LEAST_COSINE} expected")
