@@ -178,6 +178,6 @@ onsuccess:
     if "recommend" in asked:
         print(conclusion(read_json("results/recommendation.json")), end="\n\n")
     if "summarise" in asked:
-        print(render("results/summary.csv"), end="\n\n")
+        print(render("results/summary.csv"))
     if "write_report" in asked:
         print(f"The report: {Path('results/report.html').resolve()}")
