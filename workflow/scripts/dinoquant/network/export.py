@@ -126,7 +126,7 @@ def _trace(quantized: Quantized, inputs: Mapping[str, Tensor]) -> torch.jit.Scri
 def _serialize(traced: torch.jit.ScriptModule, card: Card) -> bytes:
     """Return the file's bytes, which are equal for equal models; with the card, to which ``operators`` come.
 
-    These are the ones outside `aten::`, which not every build of PyTorch has: see docs/arm.
+    These are the ones outside `aten::` and `prim::`, which not every build of PyTorch has: see docs/arm.
 
     PyTorch's own are not: the name of the file becomes part of the archive, and so do, as debug information, the paths
     of all Python files that took part in the trace, a job's temporary script among them.
@@ -143,7 +143,8 @@ def _serialize(traced: torch.jit.ScriptModule, card: Card) -> bytes:
             record = reader.get_record(name)
             writer.write_record(name, record, len(record))
             if name.endswith(".py"):
-                operators |= {"::".join(found) for found in re.findall(r"\bops\.(\w+)\.(\w+)", record.decode())}
+                called = re.findall(r"\bops\.(\w+)\.(\w+)", record.decode())
+                operators |= {f"{library}::{name}" for library, name in called if library != "prim"}
     described = json.dumps({**card, "operators": sorted(operators)}, sort_keys=True).encode()
     writer.write_record(MEMBER, described, len(described))
     writer.write_end_of_file()
