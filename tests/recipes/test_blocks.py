@@ -114,7 +114,7 @@ def test_steps_are_cut_off_and_clipped() -> None:
 @pytest.mark.parametrize("after_gelu", [False, True])
 @pytest.mark.usefixtures("arithmetic")
 def test_token_linear_is_the_integer_product(
-    after_gelu: bool, shape: tuple[int, ...], noise: Callable[..., Tensor], on_cuda: Callable[[Tensor], Tensor]
+    after_gelu: bool, shape: tuple[int, ...], noise: Callable[..., Tensor]
 ) -> None:
     linear = token(noise, after_gelu)
     inputs = noise(*shape) * torch.exp(noise(*shape[:-1], 1))  # tokens of different size

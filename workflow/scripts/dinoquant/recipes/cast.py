@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dinoquant.recipes.base import Converted, Options, Quantized, SensitivityRows, parts, recipe, scripted
-from dinoquant.recipes.patch_embedding import is_patch_embedding
+from dinoquant.recipes.patch_embedding import is_patch_embedding, rows_of_patches
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -43,7 +43,7 @@ class Cast(nn.Module):
 class PatchProjection(nn.Module):
     """A patch embedding; ``[B, C, H, W]`` -> ``[B, D, H // kernel, W // kernel]``.
 
-    On a GPU it is a product over flattened patches, since the convolution takes several times as long: see docs/gpu.
+    On a GPU it is a product over flattened patches, for which cuDNN has no fast convolution.
     """
 
     def __init__(self, convolution: nn.Conv2d) -> None:
@@ -55,8 +55,7 @@ class PatchProjection(nn.Module):
         """Multiply every patch with the weights."""
         if not images.is_cuda:
             return functional.conv2d(images, self.weight, self.bias, [self.height, self.width])
-        patches = images.unfold(2, self.height, self.height).unfold(3, self.width, self.width)
-        rows = patches.permute(0, 2, 3, 1, 4, 5).flatten(3)
+        rows = rows_of_patches(images, self.height, self.width)
         return functional.linear(rows, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
 
 

@@ -6,6 +6,12 @@ from typing import TypeGuard
 from torch import Tensor, nn
 
 
+def rows_of_patches(images: Tensor, height: int, width: int) -> Tensor:
+    """Cut separate patches: ``[B, C, H, W]`` -> ``[B, H // height, W // width, C * height * width]``."""
+    patches = images.unfold(2, height, height).unfold(3, width, width)
+    return patches.permute(0, 2, 3, 1, 4, 5).flatten(3)
+
+
 class PatchLinear(nn.Module):
     """A Linear over flattened patches: what a convolution computes whose stride equals its kernel.
 
@@ -23,9 +29,7 @@ class PatchLinear(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Cut the patches, multiply, and put the features where the convolution puts them."""
-        height, width = self.kernel
-        patches = images.unfold(2, height, height).unfold(3, width, width)
-        features: Tensor = self.linear(patches.permute(0, 2, 3, 1, 4, 5).flatten(3))
+        features: Tensor = self.linear(rows_of_patches(images, *self.kernel))
         return features.permute(0, 3, 1, 2)
 
 
