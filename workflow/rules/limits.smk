@@ -11,6 +11,7 @@ rule measure_machine:
         json="results/machine/{device}.json",
     log:
         "logs/measure_machine/{device}.log",
+    priority: 2  # before the timings: what is derived from it then runs beside other work, not after all of it
     conda:
         "../../envs/pipeline.yaml"
     threads: whole_machine

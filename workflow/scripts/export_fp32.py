@@ -2,21 +2,16 @@
 
 from typing import TYPE_CHECKING, TypedDict
 
-import torch
-
 from dinoquant.files import atomic, write_json
 from dinoquant.job import job, span
-from dinoquant.network import architecture, audit, checkpoint
-from dinoquant.network.export import export
-from dinoquant.network.merge import merge
-from dinoquant.recipes import cast
-from dinoquant.recipes.output import with_output
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from snakemake.iocontainers import snakemake
     from torch import nn
+
+    from dinoquant.network.architecture import Loaded
 
 
 class ModelConfig(TypedDict):
@@ -31,8 +26,12 @@ class ModelConfig(TypedDict):
     seed: int
 
 
-def load(config: ModelConfig, path: "str | Path | None") -> "tuple[nn.Module, architecture.Loaded | None, str | None]":
+def load(config: ModelConfig, path: "str | Path | None") -> "tuple[nn.Module, Loaded | None, str | None]":
     """Return the model, what was taken from the checkpoint, and what stands in for trained weights."""
+    from dinoquant.network import architecture, checkpoint
+    from dinoquant.network.merge import merge
+    from dinoquant.recipes.output import with_output
+
     if path is None:
         network = architecture.seeded(config["architecture"], config["image_size"], config["seed"], config["pooling"])
         return with_output(network, config["output"]), None, "seeded weights"
@@ -43,6 +42,12 @@ def load(config: ModelConfig, path: "str | Path | None") -> "tuple[nn.Module, ar
 
 if __name__ == "__main__":
     with job(snakemake):
+        import torch
+
+        from dinoquant.network import architecture, audit
+        from dinoquant.network.export import export
+        from dinoquant.recipes import cast
+
         config = snakemake.params.config
         torch.set_num_threads(snakemake.threads)
         with span("quantize"):

@@ -2,14 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-import torch
-
 from dinoquant.files import read_json, read_rows
 from dinoquant.job import job, span
-from dinoquant.network import architecture, audit
-from dinoquant.network.export import export
-from dinoquant.recipes import recipes
-from dinoquant.recipes.base import load_recipe
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -17,6 +11,13 @@ if TYPE_CHECKING:
 
 if __name__ == "__main__":
     with job(snakemake):
+        import torch
+
+        from dinoquant.network import architecture, audit
+        from dinoquant.network.export import export
+        from dinoquant.recipes import recipes
+        from dinoquant.recipes.base import load_recipe
+
         options = snakemake.params.config["recipe"]
         torch.set_num_threads(snakemake.threads)
         info = read_json(snakemake.input.info)

@@ -35,7 +35,8 @@ def job(snakemake: Snakemake) -> Iterator[None]:
     """
     _set_up_logging(Path(snakemake.log[0]), snakemake.rule)
     # A job is a short process that imports a great many objects and keeps them. Collecting garbage among them, again
-    # and again and once more at exit, takes about a fifth of PyTorch's import and half of its exit.
+    # and again and once more at exit, takes about a fifth of PyTorch's import and half of its exit: so scripts import
+    # what needs PyTorch in the body.
     gc.set_threshold(100_000)
     end_with_parent()
     try:

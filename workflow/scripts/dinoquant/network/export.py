@@ -60,8 +60,9 @@ def export(
         inputs["forward_features"] = images
     expected = _results(quantized.module, inputs)
     traced = _trace(quantized, {method: batch[:1] for method, batch in inputs.items()})
+    found = _results(traced, inputs)
     try:
-        _require_all_close(_results(traced, inputs), expected, TOLERANCE, "the trace and the model it was taken from")
+        _require_all_close(found, expected, TOLERANCE, "the trace and the model it was taken from")
     except RuntimeError as error:
         raise UserError(
             "model.architecture computes otherwise for two images than for one, which TorchScript cannot record: "
@@ -71,9 +72,9 @@ def export(
         kept = [*quantized.variable, *(method for method in inputs if method != "forward")]
         with torchscript_warnings_known():
             traced = torch.jit.freeze(traced, preserved_attrs=kept)
-    found = _results(traced, inputs)
-    tolerance = TOLERANCE_FROZEN_REDUCED if quantized.became else TOLERANCE_FROZEN_FLOAT32
-    _require_all_close(found, expected, tolerance, "the frozen trace and the model it was taken from")
+        found = _results(traced, inputs)
+        tolerance = TOLERANCE_FROZEN_REDUCED if quantized.became else TOLERANCE_FROZEN_FLOAT32
+        _require_all_close(found, expected, tolerance, "the frozen trace and the model it was taken from")
     card = new_card(variant, TORCHSCRIPT, options, info, quantized.engine)
     card["torch"] = torch.__version__
     with atomic(path) as partial:

@@ -18,22 +18,23 @@ def gptq(weight: Tensor, scale: Tensor, inputs: Tensor, portable: bool = False) 
     """
     outputs, width = weight.shape
     factor, order = corrections(inputs)
-    left = (weight.double() / scale.double()[:, None])[:, order]
-    rounded = torch.zeros(outputs, width + width % 2, dtype=torch.float64)  # 0 until it is its turn
+    # Transposed, so that what a column of the weight is corrected by lies side by side in memory.
+    left = (weight.double() / scale.double()[:, None]).T[order].contiguous()
+    rounded = torch.zeros(width + width % 2, outputs, dtype=torch.float64)  # 0 until it is its turn
     for start in range(0, width, BLOCK):
         stop = min(start + BLOCK, width)
-        errors = torch.empty(outputs, stop - start, dtype=torch.float64)
-        for column in range(start, stop):
-            integers = torch.round(left[:, column]).clamp_(-127, 127)
+        errors = torch.empty(stop - start, outputs, dtype=torch.float64)
+        for column, place in enumerate(order[start:stop].tolist(), start):
+            integers = torch.round(left[column]).clamp_(-127, 127)
             if portable:
-                neighbour = rounded[:, int(order[column]) ^ 1]
+                neighbour = rounded[place ^ 1]
                 integers = integers.clamp(-PAIR_LIMIT - neighbour, PAIR_LIMIT - neighbour)
-            rounded[:, order[column]] = integers
-            error = (left[:, column] - integers) / factor[column, column]
-            left[:, column:stop] -= error[:, None] * factor[column, column:stop]
-            errors[:, column - start] = error
-        left[:, stop:] -= errors @ factor[start:stop, stop:]
-    return rounded[:, :width].to(torch.int8)
+            rounded[place] = integers
+            error = (left[column] - integers) / factor[column, column]
+            left[column:stop].addr_(factor[column, column:stop], error, alpha=-1)
+            errors[column - start] = error
+        left[stop:] -= factor[start:stop, stop:].T @ errors
+    return rounded[:width].T.to(torch.int8).contiguous()
 
 
 def corrections(inputs: Tensor) -> tuple[Tensor, Tensor]:
