@@ -1,7 +1,7 @@
 """Print how well complete latency runs repeat, and whether their verdicts tell which rows a second run confirms.
 
-A run is the workflow's own, `snakemake --forcerun measure_latency`, of a few cells of the demo with a smaller model and
-short blocks, or of all that `--cells` and `--latency` ask for. Some runs are made on the machine as it is, others
+A run is the workflow's own, `snakemake --forcerun measure_latency`, of a few cells by as many processes and rounds as
+`config/config.yaml` has, but with a smaller model and short blocks; or of what `--cells` and `--latency` ask for. Some runs are made on the machine as it is, others
 beside something that disturbs them, each of `--disturbances` in turn: a busy core, memory traffic, a process that works
 now and then. What each run took is printed. A row is
 confirmed if its speed-up is within 5 % of the median of the other undisturbed runs. Runs add up in `--folder`, so that
@@ -25,7 +25,7 @@ from dinoquant.measure.verdict import CONFIRMED
 from dinoquant.report.summary import machine_states, verdict
 
 ROOT = Path(__file__).parents[2]
-CELLS = [f"{variant}/batch{n}" for variant in ("fp32", "int8-static", "int8-per-token", "bf16") for n in (1, 4)]
+CELLS = ["fp32/batch1", "int8-static/batch1", "int8-per-token/batch4", "bf16/batch1", "bf16/batch4"]
 DISTURBANCES = {
     "busy core": "while True: pass",
     "memory traffic": "block = bytearray(1 << 28)\nwhile True: bytes(block)",
@@ -128,7 +128,7 @@ def main() -> None:
     parser.add_argument("--cells", nargs="+", default=CELLS, metavar="VARIANT/BATCH", help="what to time")
     parser.add_argument("--config", type=Path, default=ROOT / "config/demo.yaml")
     parser.add_argument("--architecture", default="vit_tiny_patch16_224", help="the model, of those that timm names")
-    short = "{block_seconds: 0.05, warmup_seconds: 0.5}"
+    short = "{processes: 8, rounds: 32, block_seconds: 0.05, warmup_seconds: 0.3}"
     parser.add_argument("--latency", default=short, help=f"keys of the config's latency that differ, as YAML: {short}")
     parser.add_argument("--folder", type=Path, help="where models and runs are kept; a temporary folder by default")
     options = parser.parse_args()
