@@ -45,6 +45,7 @@ rule summarise:
         limits="results/limits.csv",
         energy=ENERGIES,
         audit=AUDITS,
+        cards=CARDS,
         models=[file for variant in VARIANTS for file in artifacts(variant)],
         code=code("summarise"),
         lock=LOCK,

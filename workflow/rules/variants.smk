@@ -65,6 +65,15 @@ def artifact(variant):
     return artifacts(variant)[0]
 
 
+def card(variant):
+    """Return the file that describes the variant's model; none where the model does so itself."""
+    beside = runtime_of(variant) != runtimes.TORCHSCRIPT and artifacts(variant)
+    return [f"results/models/{variant}/card.json"] if beside else []
+
+
+CARDS = [file for variant in VARIANTS for file in card(variant)]
+
+
 def runtime_modules(variant):
     """Return the modules of the library by which the variant's model is made and run, in other runtimes than ours."""
     return [] if runtime_of(variant) == runtimes.TORCHSCRIPT else [f"dinoquant.runtimes.{runtime_of(variant)}"]

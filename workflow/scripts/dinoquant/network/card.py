@@ -31,6 +31,7 @@ class Card(TypedDict):
     torch: NotRequired[str]  # of TorchScript files
     operators: NotRequired[list[str]]  # outside `aten::`, that a TorchScript file takes; not every build has them
     versions: NotRequired[dict[str, str]]  # of other runtimes' models, by library
+    convert_s: NotRequired[float]  # the seconds in which another runtime made its model
     # Of the first images of the calibration, from a runtime that hides the integers of a finished model.
     exact: NotRequired[list[list[float]]]
     instructions: NotRequired[list[str]]  # the instruction sets that machine code was compiled for
