@@ -54,10 +54,11 @@ def summarise(
 
     ``audits``, ``models`` and ``cards`` lie in folders named after their variants. ``status`` is ``unsupported``;
     ``saturates``, where int8 sums spoil the features; or the verdict on the timing: ``ok``, ``wide``, ``disturbed``
-    (see `verdict`); ``reason`` says why where it is not ``ok``. ``node`` and ``cpu`` say where the row was timed, beside fp32 there, and
-    the columns behind them what else was done there. ``noise_floor`` is that of fp32 against itself on the row's
-    device, at its batch size; missing where that was another machine. What was not measured is missing, never 0: all
-    measurements where a variant is unsupported, the accuracy of a variant that cannot run on ``accuracy.device``.
+    (see `verdict`); ``reason`` says why where it is not ``ok``. ``node`` and ``cpu`` say where the row was timed,
+    beside fp32 there, and the columns behind them what else was done there. ``noise_floor`` is that of fp32 against
+    itself on the row's device, at its batch size; missing where that was another machine. What was not measured is
+    missing, never 0: all measurements where a variant is unsupported, the accuracy of a variant that cannot run on
+    ``accuracy.device``.
 
     Raises:
         UserError: a supported variant has no latency or footprint file.
