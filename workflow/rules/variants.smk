@@ -48,9 +48,17 @@ def runtime_of(variant):
     return VARIANTS[variant]["runtime"]
 
 
-def of_runtime(runtime):
-    """Return a pattern of the names of the runtime's variants; it fits nothing if there are none."""
-    return "|".join(re.escape(variant) for variant in VARIANTS if runtime_of(variant) == runtime) or "(?!)"
+def pattern(variants):
+    """Return a pattern of the names of variants; it fits nothing if there are none."""
+    return "|".join(map(re.escape, variants)) or "(?!)"
+
+
+def compiled(variant):
+    """Tell whether another runtime makes the variant's model of the TorchScript file of a recipe of our own."""
+    return runtime_of(variant) != runtimes.TORCHSCRIPT and bool(recipe_of(variant).module)
+
+
+COMPILED = pattern(filter(compiled, VARIANTS))
 
 
 def artifacts(variant):

@@ -35,7 +35,7 @@ class Card(TypedDict):
     # Of the first images of the calibration, from a runtime that hides the integers of a finished model.
     exact: NotRequired[list[list[float]]]
     instructions: NotRequired[list[str]]  # the instruction sets that machine code was compiled for
-    kernels: NotRequired[dict[str, str]]  # by module: what multiplies it in the code that was compiled
+    kernels: NotRequired[dict[str, str]]  # by module of the float model: what multiplies it in the compiled code
 
 
 def new_card(
