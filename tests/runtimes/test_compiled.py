@@ -1,14 +1,19 @@
 """Our recipes compiled ahead of time: the features of the TorchScript files, from int8 kernels, on this processor."""
 
+import os
 import shutil
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
@@ -22,6 +27,7 @@ from dinoquant.network.export import export, load
 from dinoquant.recipes.base import load_recipe
 from dinoquant.recipes.int8 import compiled
 from dinoquant.recipes.int8.processor import int8_is_exact
+from dinoquant.report.deployed import link, linked, program
 from dinoquant.runtimes import footprint, inductor
 from dinoquant.runtimes.convert import LEAST_COSINE
 from dinoquant.runtimes.opened import open_model
@@ -223,3 +229,34 @@ def test_a_package_of_another_pytorch_is_refused(compiled_files: Path, monkeypat
         UserError, match=rf"compiled by PyTorch {version('torch')}, and this is 2\.99\.0, .* Compile it here"
     ):
         inductor.Inductor().load(path, read_card(path), 1)
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="no g++")
+def test_the_programs_in_python_and_in_c_plus_plus_give_the_features_of_the_torchscript_file(
+    package: Path, tmp_path: Path
+) -> None:
+    """As they stand and as their comments say, with PyTorch and Pillow alone."""
+    folder = tmp_path / "results/recommended"
+    artifacts = [str(package.with_name(name)) for name in ("model.pt2", "card.json", "model.pt")]
+    python, cpp = (program(key, linked(artifacts, "cpu"), "cpu") for key in ("example", "example_cpp"))
+    link({"cpu": {"artifacts": artifacts, "example": python, "example_cpp": cpp}}, folder)
+    pixels = torch.randint(0, 256, (40, 60, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    Image.fromarray(pixels.numpy()).save(tmp_path / "photograph.jpg")
+    allowed = "import sys; sys.modules.update(dict.fromkeys(['numpy', 'torchvision', 'timm', 'dinoquant']))"
+    (tmp_path / "sitecustomize.py").write_text(allowed)
+    build = (folder / "cpu.cpp").read_text().partition("\n\n")[2].partition("*/")[0]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-ec", build],
+        cwd=tmp_path,
+        env={**os.environ, "PATH": path, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    by_python, by_cpp = (torch.tensor([float(number) for number in line.split()]) for line in done.stdout.splitlines())
+    torch.testing.assert_close(by_cpp, by_python, rtol=1e-4, atol=1e-4)  # it prints six digits
+    prepared = torch.from_numpy(np.fromfile(tmp_path / "pixels.bin", dtype=np.float32)).view(1, 3, SIZE, SIZE)
+    expected = load(package.with_suffix(".pt"))(prepared)[0]
+    assert cosine_similarity(by_python, expected, dim=0) > LEAST_COSINE

@@ -79,6 +79,12 @@ def card(variant):
     return [f"results/models/{variant}/card.json"] if beside else []
 
 
+def deployed(variant):
+    """Return what to deploy of a variant: its model, the card, and the TorchScript file that it was compiled from."""
+    fallback = compiled(variant) and artifacts(variant)
+    return artifacts(variant) + card(variant) + ([f"results/models/{variant}/model.pt"] if fallback else [])
+
+
 CARDS = [file for variant in VARIANTS for file in card(variant)]
 
 
