@@ -92,3 +92,12 @@ def test_a_convolution_that_is_no_patch_embedding_is_not_quantizable() -> None:
         for row in audit.rows(padded, "fp32", cast.quantize(padded, {"recipe": "fp32"}, None))
     }
     assert quantizable == {"0": "false", "1": "true"}
+
+
+def test_a_package_s_audit_has_a_kernel_for_each_int8_module_and_for_no_other() -> None:
+    rows = [{"module": "qkv", "precision": "int8", "kernel": ""}, {"module": "norm", "precision": "fp32", "kernel": ""}]
+    kernels = [row["kernel"] for row in audit.with_kernels(rows, {"qkv": "by int8"})]
+    assert kernels == ["by int8", ""]
+    for wrong in ({}, {"qkv": "x", "norm": "x"}, {"qkv": "x", "query": "x"}):
+        with pytest.raises(ValueError, match=r"without a kernel: (qkv|norm|query)$"):
+            audit.with_kernels(rows, wrong)

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from dinoquant.report.choice import front
-from dinoquant.report.recommend import DeviceRecommendation, RecommendConfig, conclusion, link, recommend
+from dinoquant.report.deployed import TEMPLATES, link
+from dinoquant.report.recommend import DeviceRecommendation, RecommendConfig, conclusion, recommend
 
 BUDGET = {"cosine": 0.99, "patch_cosine": None, "knn_top1_drop": None}
 BUDGET |= {"latency_ms": None, "size_mb": None, "peak_rss_mb": None}
@@ -201,7 +202,7 @@ def test_nothing_within_the_budget_names_what_comes_closest_and_by_how_much(tmp_
         "On cpu, batch 1, nothing meets the budget. good comes closest: "
         "its median latency is 12.00 ms, 2.00 ms over the 10 ms allowed."
     )
-    link({"devices": {"cpu": recommended}}, tmp_path / "recommended")
+    link({"cpu": recommended}, tmp_path / "recommended")
     assert list((tmp_path / "recommended").iterdir()) == []
 
 
@@ -300,16 +301,22 @@ def test_links_lead_to_the_artifact_and_to_what_belongs_to_it(tmp_path: Path) ->
         "cpu": {
             "artifacts": [str(tmp_path / f"results/models/b/model.{suffix}") for suffix in ("xml", "bin")],
             "example": None,
+            "example_cpp": None,
         },
-        "cuda": {"artifacts": [str(tmp_path / "results/models/a/model.pt")], "example": "print()"},
+        "cuda": {
+            "artifacts": [str(tmp_path / "results/models/a/model.pt")],
+            "example": "print()",
+            "example_cpp": "int main() {}",
+        },
     }
-    link({"devices": devices}, tmp_path / "results/recommended")
+    link(devices, tmp_path / "results/recommended")
     links = {path.name: path for path in (tmp_path / "results/recommended").iterdir()}
     assert {name: path.read_text() for name, path in links.items()} == {
         "cpu.xml": "b model.xml",
         "cpu.bin": "b model.bin",
         "cuda.pt": "a model.pt",
         "cuda.py": "print()",
+        "cuda.cpp": "int main() {}",
     }
     assert all(not Path(path.readlink()).is_absolute() for path in links.values() if path.is_symlink())
 
@@ -337,6 +344,7 @@ def test_the_terminal_gets_the_answer_and_on_a_substitute_the_run_that_tells(sub
     lines = conclusion(recommended).splitlines()
     assert "good (runs in onnxruntime)" in lines[0]
     assert recommended["devices"]["cpu"]["example"] is None  # which PyTorch alone would not run
+    assert recommended["devices"]["cpu"]["example_cpp"] is None
     assert recommended["accuracy_judged"] == (not substitutes)
     if not substitutes:
         assert lines[0].endswith("; results/recommended/cpu.onnx")
@@ -345,6 +353,37 @@ def test_the_terminal_gets_the_answer_and_on_a_substitute_the_run_that_tells(sub
         assert lines[-1].startswith("The run that tells is make run")
         targets = re.findall(r"^([a-z-]+):", Path("Makefile").read_text(), re.MULTILINE)
         assert set(re.findall(r"make ([a-z]+)", lines[-1])) <= set(targets)
+
+
+@pytest.mark.parametrize("substitutes", [[], ["seeded weights"]])
+def test_a_package_comes_with_its_card_its_torchscript_file_and_two_programs(
+    substitutes: list[str], tmp_path: Path
+) -> None:
+    files = [f"results/models/good/{name}" for name in ("model.pt2", "card.json", "model.pt")]
+    config: RecommendConfig = {
+        **{"budget": BUDGET, "devices": ["cpu"], "batch_size": 1, "substitutes": substitutes},
+        "artifacts": {"good": files},
+    }
+    recommended = recommend([FP32, GOOD | {"runtime": "inductor"}], config)["devices"]
+    link(recommended, tmp_path)
+    made = {path.name for path in tmp_path.iterdir()}
+    assert made == {"cpu.py", "cpu.cpp"} | (set() if substitutes else {"cpu.pt2", "cpu.json", "cpu.pt"})
+    package, card = files[:2] if substitutes else ("results/recommended/cpu.pt2", "results/recommended/cpu.json")
+    assert f'aoti_load_package("{package}")' in (tmp_path / "cpu.py").read_text()
+    assert f'Path("{card}")' in (tmp_path / "cpu.py").read_text()
+    assert f'AOTIModelPackageLoader model("{package}")' in (tmp_path / "cpu.cpp").read_text()
+    for program in ("cpu.py", "cpu.cpp"):
+        assert not re.search("FILE|CARD|DEVICE", (tmp_path / program).read_text())
+
+
+def test_both_programs_in_python_prepare_a_photograph_alike() -> None:
+    shared = [
+        re.search(r"^size = .*\[None\]$", (TEMPLATES / name).read_text(), re.MULTILINE | re.DOTALL)
+        for name in ("example.py", "package.py")
+    ]
+    assert shared[0]
+    assert shared[1]
+    assert shared[0][0] == shared[1][0]
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
@@ -363,7 +402,7 @@ def test_the_example_runs_the_file_on_a_photograph_with_pytorch_and_pillow_alone
     artifact.parent.mkdir(parents=True)
     torch.jit.save(model, artifact, _extra_files={"dinoquant.json": json.dumps(card)})
     recommended = on_cpu(FP32, GOOD) | {"artifacts": [str(artifact)]}
-    link({"devices": {"cpu": recommended}}, tmp_path / "results/recommended")
+    link({"cpu": recommended}, tmp_path / "results/recommended")
     rng = np.random.default_rng(0)
     photograph = Image.fromarray(rng.integers(0, 256, (6, 9, 3), dtype=np.uint8)).resize(
         (600, 400), Image.Resampling.BICUBIC

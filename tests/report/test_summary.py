@@ -47,7 +47,7 @@ def test_columns_are_the_interface(samples: Samples) -> None:
         "variant runtime device batch_size threads node cpu status reason latency_p50_ms latency_p50_ci_low_ms "
         "latency_p50_ci_high_ms latency_p90_ms latency_p99_ms throughput_ips speedup speedup_ci_low speedup_ci_high "
         "preprocess_p50_ms end_to_end_p50_ms noise_floor rounds rounds_set_aside foreign_processors "
-        "stolen_processors limit_ms over_limit size_mb compression peak_rss_mb "
+        "stolen_processors limit_ms over_limit size_mb compression convert_s peak_rss_mb "
         "gpu_memory_mb load_ms first_inference_ms energy_mj_per_image energy_reason knn_top1 knn_top1_ci_low "
         "knn_top1_ci_high knn_top5 knn_top1_drop knn_top1_drop_ci_low knn_top1_drop_ci_high cosine_mean "
         "cosine_mean_ci_low cosine_mean_ci_high cosine_p5 knn_agreement mcnemar_p probe_top1 probe_top1_drop "
@@ -157,6 +157,9 @@ def test_the_noise_floor_is_that_of_fp32_beside_the_row(samples: Samples) -> Non
 def test_what_other_stages_measured_is_joined_and_may_be_missing(samples: Samples, tmp_path: Path) -> None:
     assert _table(samples)[["energy_mj_per_image", "limit_ms", "over_limit", "probe_top1"]].isna().all(axis=None)
     energy, limits, probe = tmp_path / "bf16.json", tmp_path / "limits.csv", tmp_path / "probe.json"
+    card = tmp_path / "bf16/card.json"
+    card.parent.mkdir()
+    card.write_text(json.dumps({"variant": "bf16", "convert_s": 41.5}))
     probe.write_text(json.dumps({"variant": "bf16", "probe_top1": 61.5, "probe_top1_drop": 0.5}))
     energy.write_text(json.dumps({"variant": "bf16", "device": "cpu", "energy_mj_per_image": 9.5}))
     limits.write_text("variant,device,batch_size,limit_ms\nbf16,cpu,1,6.0\nfp32,cpu,1,\n")
@@ -165,11 +168,14 @@ def test_what_other_stages_measured_is_joined_and_may_be_missing(samples: Sample
         samples.summary_config,
         probe=[probe],
         energy=[energy],
+        cards=[card],
         limits=limits,
     )
     row = _row(table, "bf16", "cpu")
     assert tuple(row[["energy_mj_per_image", "limit_ms", "over_limit"]]) == (9.5, 6.0, 3.0)
     assert tuple(row[["knn_top1", "probe_top1", "probe_top1_drop"]]) == (23.55, 61.5, 0.5)
+    assert tuple(row[["convert_s", "size_mb"]]) == (41.5, 43.5)
+    assert pd.isna(_row(table, "fp32", "cpu")["convert_s"])
     assert _row(table, "fp32", "cpu")[["energy_mj_per_image", "limit_ms", "over_limit"]].isna().all()
 
 

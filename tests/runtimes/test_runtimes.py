@@ -7,6 +7,7 @@ import time
 import types
 import warnings
 from collections.abc import Iterator
+from importlib.metadata import version
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -295,12 +296,11 @@ def test_inductor_compiles_a_package_for_any_batch_size(tmp_path: Path, monkeypa
     signs = 2.0 * torch.randint(0, 2, (16, 24), generator=generator).repeat_interleave(2, 1) - 1
     network[1].weight.data = signs * (0.5 + 0.5 * torch.rand(16, 48, generator=generator))
     path = tmp_path / "model.pt2"
-    exact = inductor.compile_package(network, path, "int8-pt2e", 4, images.numpy())
+    card: Any = {"variant": "x", "runtime": "inductor", "recipe": "int8-pt2e", "image_size": 4}
+    card |= {"options": {"runtime": "inductor", "recipe": "int8-pt2e"}, "versions": {"torch": version("torch")}}
+    exact = inductor.compile_package(network, path, card, images.numpy())
     assert exact is not None
-    card: dict[str, Any] = {"variant": "x", "runtime": "inductor", "recipe": "int8-pt2e"}
-    card["options"] = {"runtime": "inductor", "recipe": "int8-pt2e"}
-    card |= {"image_size": 4, "exact": exact.tolist()}
-    write_json(tmp_path / "card.json", card)
+    write_json(tmp_path / "card.json", {**card, "exact": exact.tolist()})
     with open_model(path, "cpu", threads=1, batch_size=4) as model, torch.no_grad():
         require_quantized("int8-pt2e", model(images), network(images))
         assert model(images[:1]).shape == (1, 16)

@@ -48,6 +48,7 @@ def test_peers_have_rows_like_any_other(with_peers: Checkout) -> None:
         assert row["runtime"] == options["runtime"]
         assert float(row["speedup"]) > 0
         assert float(row["peak_rss_mb"]) > 0
+        assert float(row["convert_s"]) > 0
         assert 0.9 < float(row["cosine_mean"]) < 0.99999
         assert row["quantized_modules"] == row["patch_cosine_mean"] == ""
         assert row["patch_reason"].startswith(f"{options['runtime']}'s file gives features only")

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from conftest import Checkout
+from dinoquant import runtimes
 
 # From the summary; what [CLS] attends to is drawn from the maps alone, and what the modules became from the audits.
 FIGURES = ["pareto", "latency", "distribution", "throughput", "roofline", "size", "fidelity"]
@@ -178,6 +179,14 @@ def test_a_change_of_the_config(run: Checkout, overlay: dict, expected: set[str]
 def test_a_library_module(run: Checkout, module: str, expected: set[str]) -> None:
     append(run, f"workflow/scripts/dinoquant/{module}.py")
     assert set(run.stale()) == expected
+
+
+@pytest.mark.skipif(bool(runtimes.missing("inductor")), reason=str(runtimes.missing("inductor")))
+def test_what_is_compiled_is_quantized_first_and_audited_last(run: Checkout) -> None:
+    overlay = {"variants": {"package": {"runtime": "inductor", "recipe": "int8-smooth"}}}
+    made = [f"{rule} variant=package" for rule in ("quantize_to_compile", "convert_inductor", "audit_compiled")]
+    others = whole("package") - per_variant("quantize", "package") - per_variant("extract_attention", "package")
+    assert set(run.stale(overlay=overlay)) == {*made, *others, *AGGREGATE}
 
 
 def test_a_script(run: Checkout) -> None:

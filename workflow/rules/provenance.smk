@@ -39,6 +39,7 @@ rule record_provenance:
             *ENERGIES,
             *[f"results/features/{variant}.json" for variant in EXTRACTED],
             *[file for variant in VARIANTS if variant not in TORCHSCRIPT for file in artifacts(variant)],
+            *CARDS,
         ],
         locks=sorted({lock for variant in VARIANTS for lock in locks(variant)}),
         code=code("record_provenance"),

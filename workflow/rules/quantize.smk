@@ -15,13 +15,42 @@ rule quantize:
     log:
         "logs/quantize/{variant}.log",
     wildcard_constraints:
-        variant=r"(?!fp32/)[A-Za-z0-9][A-Za-z0-9_.+-]*",  # fp32 comes from export_fp32
+        # fp32 comes from export_fp32
+        variant=rf"(?!(?:fp32|{COMPILED})/)[A-Za-z0-9][A-Za-z0-9_.+-]*",
     conda:
         "../../envs/pipeline.yaml"
     params:
         config=lambda wildcards: tidy({"recipe": VARIANTS[wildcards.variant]}),
     script:
         "../scripts/quantize.py"
+
+
+# What another runtime compiles is the same file, and its audit lacks what only the compiled code says.
+use rule quantize as quantize_to_compile with:
+    output:
+        model="results/models/{variant}/model.pt",
+        audit="results/models/{variant}/quantized.csv",
+    wildcard_constraints:
+        variant=COMPILED,
+
+
+rule audit_compiled:
+    input:
+        quantized="results/models/{variant}/quantized.csv",
+        card="results/models/{variant}/card.json",
+        code=code("audit_compiled"),
+        lock=LOCK,
+    output:
+        audit="results/models/{variant}/audit.csv",
+    log:
+        "logs/audit_compiled/{variant}.log",
+    wildcard_constraints:
+        variant=COMPILED,
+    localrule: True
+    conda:
+        "../../envs/pipeline.yaml"
+    script:
+        "../scripts/audit_compiled.py"
 
 
 AUDITS = [

@@ -45,6 +45,7 @@ rule summarise:
         limits="results/limits.csv",
         energy=ENERGIES,
         audit=AUDITS,
+        cards=CARDS,
         models=[file for variant in VARIANTS for file in artifacts(variant)],
         code=code("summarise"),
         lock=LOCK,
@@ -77,7 +78,10 @@ rule summarise:
 rule recommend:
     input:
         summary="results/summary.csv",
-        example=in_workflow("workflow/scripts/dinoquant/report/templates/example.py"),
+        programs=[
+            in_workflow(f"workflow/scripts/dinoquant/report/templates/{program}")
+            for program in ("example.py", "package.py", "package.cpp")
+        ],
         code=code("recommend"),
         lock=LOCK,
     output:
@@ -94,7 +98,7 @@ rule recommend:
                 "budget": budget(),
                 "devices": DEVICES,
                 "batch_size": SHOWN_BATCH_SIZE,
-                "artifacts": {variant: artifacts(variant) for variant in VARIANTS},
+                "artifacts": {variant: deployed(variant) for variant in VARIANTS},
                 "substitutes": SUBSTITUTES,
             }
         ),

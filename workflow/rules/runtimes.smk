@@ -36,7 +36,7 @@ for runtime, entry in runtimes.RUNTIMES.items():
             log:
                 "logs/convert/{variant}.log",
             wildcard_constraints:
-                variant=of_runtime(runtime),
+                variant=pattern(variant for variant in VARIANTS if runtime_of(variant) == runtime),
             conda:
                 "../../envs/pipeline.yaml"
             threads: 4  # or what --cores allows

@@ -48,9 +48,17 @@ def runtime_of(variant):
     return VARIANTS[variant]["runtime"]
 
 
-def of_runtime(runtime):
-    """Return a pattern of the names of the runtime's variants; it fits nothing if there are none."""
-    return "|".join(re.escape(variant) for variant in VARIANTS if runtime_of(variant) == runtime) or "(?!)"
+def pattern(variants):
+    """Return a pattern of the names of variants; it fits nothing if there are none."""
+    return "|".join(map(re.escape, variants)) or "(?!)"
+
+
+def compiled(variant):
+    """Tell whether another runtime makes the variant's model of the TorchScript file of a recipe of our own."""
+    return runtime_of(variant) != runtimes.TORCHSCRIPT and bool(recipe_of(variant).module)
+
+
+COMPILED = pattern(filter(compiled, VARIANTS))
 
 
 def artifacts(variant):
@@ -63,6 +71,21 @@ def artifacts(variant):
 def artifact(variant):
     """Return the file of the variant's model that is loaded, and measured."""
     return artifacts(variant)[0]
+
+
+def card(variant):
+    """Return the file that describes the variant's model; none where the model does so itself."""
+    beside = runtime_of(variant) != runtimes.TORCHSCRIPT and artifacts(variant)
+    return [f"results/models/{variant}/card.json"] if beside else []
+
+
+def deployed(variant):
+    """Return what to deploy of a variant: its model, the card, and the TorchScript file that it was compiled from."""
+    fallback = compiled(variant) and artifacts(variant)
+    return artifacts(variant) + card(variant) + ([f"results/models/{variant}/model.pt"] if fallback else [])
+
+
+CARDS = [file for variant in VARIANTS for file in card(variant)]
 
 
 def runtime_modules(variant):

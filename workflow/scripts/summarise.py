@@ -23,6 +23,7 @@ if __name__ == "__main__":
                 probe=snakemake.input.probe,
                 patches=snakemake.input.get("patches", []),
                 energy=snakemake.input.get("energy", []),
+                cards=snakemake.input.get("cards", []),
                 limits=snakemake.input.get("limits"),
             )
         with atomic(snakemake.output.csv) as partial:

@@ -1,6 +1,6 @@
 """List for every part of the model what a variant asked of it, what it became, and what it weighs."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TypedDict
 
@@ -35,6 +35,7 @@ class Row(TypedDict):
     became: str  # `UNCHANGED` exactly where the recipe left the part alone
     precision: str  # of its products: "int8", "bf16", "fp16" or "fp32"
     why: str  # where the recipe chose the precision by itself
+    kernel: str  # of the int8 products in a package: what multiplies them, by its code; empty for TorchScript files
     parameters: int
     bytes_before: int  # of the tensors in the file: weights, biases, scales and zero points
     bytes_after: int
@@ -57,6 +58,7 @@ def rows(model: nn.Module, recipe: str, quantized: Quantized) -> Iterator[Row]:
             "became": became.what if became else UNCHANGED,
             "precision": became.precision if became else "fp32",
             "why": became.why if became else "",
+            "kernel": "",
             "parameters": part.parameters,
             "bytes_before": part.bytes,
             "bytes_after": became.bytes if became else part.bytes,
@@ -66,6 +68,18 @@ def rows(model: nn.Module, recipe: str, quantized: Quantized) -> Iterator[Row]:
 def write(path: str | Path, model: nn.Module, recipe: str, quantized: Quantized) -> None:
     """Write the rows as CSV."""
     write_rows(path, COLUMNS, rows(model, recipe, quantized))
+
+
+def with_kernels(rows: Iterable[Mapping[str, str]], kernels: Mapping[str, str]) -> list[dict[str, str]]:
+    """Return the rows of a TorchScript file's audit as those of the package that was compiled from it.
+
+    ``kernels`` are those of its card. Raises ValueError unless each int8 row has one, and each of them a row.
+    """
+    merged = [{**row, "kernel": kernels.get(row["module"], "")} for row in rows]
+    int8 = {row["module"] for row in merged if row["precision"] == "int8"}
+    if unequal := int8 ^ kernels.keys():
+        raise ValueError(f"a kernel without an int8 module, or a module without a kernel: {', '.join(sorted(unequal))}")
+    return merged
 
 
 def _verdict(model: nn.Module, part: ModelPart) -> tuple[bool, str]:

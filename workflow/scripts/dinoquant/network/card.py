@@ -31,10 +31,11 @@ class Card(TypedDict):
     torch: NotRequired[str]  # of TorchScript files
     operators: NotRequired[list[str]]  # outside `aten::`, that a TorchScript file takes; not every build has them
     versions: NotRequired[dict[str, str]]  # of other runtimes' models, by library
+    convert_s: NotRequired[float]  # the seconds in which another runtime made its model
     # Of the first images of the calibration, from a runtime that hides the integers of a finished model.
     exact: NotRequired[list[list[float]]]
     instructions: NotRequired[list[str]]  # the instruction sets that machine code was compiled for
-    kernels: NotRequired[dict[str, str]]  # by module: what multiplies it in the code that was compiled
+    kernels: NotRequired[dict[str, str]]  # by module of the float model: what multiplies it in the compiled code
 
 
 def new_card(

@@ -139,6 +139,8 @@ COLUMNS = [
            "Bytes of the model's files / 1e6.", short="size", rank=3),
     Column("compression", Source.MODEL, "times smaller", "", ".2f", "higher",
            "fp32's size over the variant's."),
+    Column("convert_s", Source.MODEL, "made in", "s", ".1f", "lower",
+           "Seconds in which another runtime made its model; what quantized a TorchScript file before is not in it."),
     Column("peak_rss_mb", Source.FOOTPRINT, "peak memory", "MB", ".0f", "lower",
            "Host memory of a fresh process at its highest, beyond what it held before it loaded the model; a MB is 1e6 "
            "bytes."),

@@ -4,12 +4,9 @@
 """
 
 import math
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TypedDict
 
-from dinoquant.files import write_text
 from dinoquant.report.choice import (
     KNN,
     LIMITED,
@@ -26,10 +23,9 @@ from dinoquant.report.choice import (
     without_labels,
 )
 from dinoquant.report.columns import COLUMN, Row, number
+from dinoquant.report.deployed import Deployed, linked, program
 from dinoquant.runtimes import BASELINE, TORCHSCRIPT
 
-LINKS = "results/recommended"
-EXAMPLE = Path(__file__).parent / "templates" / "example.py"  # runs a TorchScript file on a photograph
 RUN_THAT_TELLS = (
     "The run that tells is make run, with DINO's weights and photographs. It downloads 335 MB: Tiny ImageNet, "
     "248 MB, and the checkpoint, 87 MB. What it takes here, make estimate tells."
@@ -50,7 +46,7 @@ class RecommendConfig(TypedDict):
     budget: Budget
     devices: Sequence[str]
     batch_size: int  # of the rows that count
-    artifacts: Mapping[str, Sequence[str]]  # the files by variant, that which is loaded first
+    artifacts: Mapping[str, Sequence[str]]  # by variant: the file that is loaded, and what belongs to it
     substitutes: Sequence[str]  # what stands in for real images or weights
 
 
@@ -61,15 +57,13 @@ class RunnerUp(TypedDict):
     distinguishable: bool
 
 
-class DeviceRecommendation(TypedDict):
+class DeviceRecommendation(Deployed):
     """What to deploy on one device; lists of sentences are for people."""
 
     pick: str | None
     fastest: str | None  # what speed and size alone say, where the accuracy says nothing
-    artifacts: Sequence[str]
     link: str | None
     answer: str
-    example: str | None  # a program that runs the file on a photograph
     reasons: Sequence[str]
     alternatives: Sequence[str]  # what was almost chosen, and what a little more of something would buy
     warnings: Sequence[str]
@@ -116,15 +110,16 @@ def _on_device(rows: Sequence[Row], device: str, budget: Budget, config: Recomme
     pick, runner_up = choice.pick, choice.runner_up
     rejected = {row["variant"]: reason for row in choice.rows if (reason := _against(row, choice))}
     artifacts = config["artifacts"][pick["variant"]] if pick else []
-    link = f"{LINKS}/{device}{Path(artifacts[0]).suffix}" if artifacts and judged else None
-    example = link or (artifacts[0] if artifacts else "")
+    files = linked(artifacts, device) if judged else artifacts
+    link = files[0] if files and judged else None
     return {
         "pick": pick["variant"] if pick and judged else None,
         "fastest": pick["variant"] if pick and not judged else None,
         "artifacts": artifacts if judged else [],
         "link": link,
         "answer": _answer(choice, rows, f"On {device}, batch {batch_size}", config["substitutes"], rejected, link),
-        "example": _example(example, device) if example.endswith(".pt") else None,
+        "example": program("example", files, device),
+        "example_cpp": program("example_cpp", files, device),
         "reasons": _reasons(pick, choice, budget, rejected) if pick else [],
         "alternatives": _alternatives(pick, choice, rejected) if pick else [],
         "warnings": [
@@ -222,11 +217,6 @@ def _best_throughput(pick: Row, rows: Sequence[Row]) -> str:
         return ""
     best = max(own, key=lambda row: known(row, "throughput_ips"))
     return f"; {known(best, 'throughput_ips'):.0f} images/s at batch {best['batch_size']}"
-
-
-def _example(file: str, device: str) -> str:
-    """Return the program that runs ``file`` on a photograph."""
-    return EXAMPLE.read_text(encoding="utf-8").replace("FILE", file).replace("DEVICE", device)
 
 
 def _smaller(pick: Row) -> str:
@@ -327,16 +317,6 @@ def _warning(row: Row) -> str:
 def _points(rows: Sequence[Row], name: str, sign: int) -> dict[str, tuple[float, float]]:
     rows = [row for row in rows if row[name] and row["cosine_mean"]]
     return {row["variant"]: (sign * known(row, name), known(row, "cosine_mean")) for row in rows}
-
-
-def link(recommendation: Recommendation, folder: str | Path) -> None:
-    """Make ``folder`` with a relative link to each file of each device's pick, and the program that runs it."""
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    for device, recommended in recommendation["devices"].items():
-        for artifact in map(Path, recommended["artifacts"]):
-            Path(folder, device + artifact.suffix).symlink_to(os.path.relpath(artifact, folder))
-        if recommended["example"]:
-            write_text(Path(folder, f"{device}.py"), recommended["example"])
 
 
 def conclusion(recommendation: Recommendation) -> str:

@@ -47,16 +47,18 @@ def summarise(
     probe: Paths = (),
     patches: Paths = (),
     energy: Paths = (),
+    cards: Paths = (),
     limits: str | Path | None = None,
 ) -> pd.DataFrame:
     """Return the table with the columns ``NAMES``, in the config's order of variants, devices and batch sizes.
 
-    ``audits`` and ``models`` lie in folders named after their variants. ``status`` is ``unsupported``; ``saturates``,
-    where int8 sums spoil the features; or the verdict on the timing: ``ok``, ``wide``, ``disturbed`` (see `verdict`);
-    ``reason`` says why where it is not ``ok``. ``node`` and ``cpu`` say where the row was timed, beside fp32 there, and
-    the columns behind them what else was done there. ``noise_floor`` is that of fp32 against itself on the row's
-    device, at its batch size; missing where that was another machine. What was not measured is missing, never 0: all
-    measurements where a variant is unsupported, the accuracy of a variant that cannot run on ``accuracy.device``.
+    ``audits``, ``models`` and ``cards`` lie in folders named after their variants. ``status`` is ``unsupported``;
+    ``saturates``, where int8 sums spoil the features; or the verdict on the timing: ``ok``, ``wide``, ``disturbed``
+    (see `verdict`); ``reason`` says why where it is not ``ok``. ``node`` and ``cpu`` say where the row was timed,
+    beside fp32 there, and the columns behind them what else was done there. ``noise_floor`` is that of fp32 against
+    itself on the row's device, at its batch size; missing where that was another machine. What was not measured is
+    missing, never 0: all measurements where a variant is unsupported, the accuracy of a variant that cannot run on
+    ``accuracy.device``.
 
     Raises:
         UserError: a supported variant has no latency or footprint file.
@@ -76,11 +78,15 @@ def summarise(
     states = machine_states(timings.values())
     shortest = _limits(limits)
     sizes, counts = _sizes(models), _module_counts(audits)
+    described: dict[str, Record] = {path.parent.name: read_json(path) for path in map(Path, cards)}
     rows = []
     for variant, device, batch_size in product(config["variants"], config["devices"], config["batch_sizes"]):
         cell = (variant, device, batch_size)
         about = {"variant": variant, "runtime": config["runtimes"][variant], "device": device, "batch_size": batch_size}
-        records: dict[Source, Record] = {Source.MODEL: sizes.get(variant, {}), Source.AUDIT: counts.get(variant, {})}
+        records: dict[Source, Record] = {
+            Source.MODEL: {**described.get(variant, {}), **sizes.get(variant, {})},
+            Source.AUDIT: counts.get(variant, {}),
+        }
         reason = config["unsupported"].get(variant, {}).get(device)
         if cell in refusals:
             reason = refusals[cell]["unsupported"]

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dinoquant.errors import UserError
 from dinoquant.recipes import TORCHSCRIPT as TORCHSCRIPT
 from dinoquant.recipes import Recipe, recipes
 
@@ -52,6 +53,12 @@ def missing(runtime: str) -> str | None:
     if RUNTIMES[runtime].compiles and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++"))):
         return f"{runtime} compiles C++ and there is no compiler here: install g++"
     return None
+
+
+def require_own_card(model: Path, runtime: str) -> None:
+    """Raise UserError if the card beside ``model`` says a ``runtime`` that does not run such files."""
+    if runtime not in RUNTIMES or model.suffix != RUNTIMES[runtime].suffixes[0]:
+        raise UserError(f"{model} is no model of {runtime}, as its card says: another's. Delete both and run again.")
 
 
 def python(runtime: str) -> str:

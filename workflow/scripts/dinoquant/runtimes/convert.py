@@ -3,6 +3,7 @@
 import logging
 import shutil
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -60,8 +61,10 @@ def convert(
         made = Path(folder) / target.name
         with Remote(options["runtime"], threads) as process:
             card["versions"] = process.about()
+            start = time.perf_counter()
             answer, _ = process.ask("convert", images, source=str(source.resolve()), target=str(made), card=card)
-        write_json(made.with_name(BESIDE), {**card, **(answer["card"] or {})})
+        taken = round(time.perf_counter() - start, 2)
+        write_json(made.with_name(BESIDE), {**card, "convert_s": taken, **(answer["card"] or {})})
         require_alike(made, source if recipe_of(options).module else fp32, threads)
         for file in (*reversed(files(made)), made.with_name(BESIDE)):
             with atomic(target.with_name(file.name)) as partial:

@@ -1,10 +1,12 @@
 """PyTorch's compiler, ahead of time (AOTInductor), for our recipes and torchao's. Needs a C++ compiler."""
 
 import copy
+import json
 import re
 import warnings
 import zipfile
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +31,8 @@ OPTIONS = {
     # By default the number of threads is fixed by that of the compiling process.
     "cpp.dynamic_threads": True,
 }
+METADATA = "dinoquant"  # under which a package has its card, as far as it was known before the compiling
+AGAIN = "Delete it and run again: it will be compiled anew."
 
 
 class Inductor:
@@ -42,11 +46,11 @@ class Inductor:
         kept: dict[str, object] = {"instructions": compiled_for()}
         if not recipe_of(card["options"]).module:
             network = architecture.restore(card, source)
-            exact = compile_package(network, target, card["recipe"], card["image_size"], images)
+            exact = compile_package(network, target, card, images)
             return kept if exact is None else {**kept, "exact": exact.tolist()}
         script = load(source)
         network = compiled.rebuilt(architecture.like(card), script)
-        compile_package(network, target, card["recipe"], card["image_size"], None)
+        compile_package(network, target, card, None)
         return {**kept, "kernels": kernels(network, target)}
 
     def exact(self, model: Path, card: Card, images: Array) -> Array:
@@ -58,19 +62,20 @@ class Inductor:
         return features
 
     def load(self, model: Path, card: Card, batch_size: int) -> Run:
-        """Load a package, for any batch size; raise UserError on a machine that lacks what it was compiled for."""
-        if lacking := set(card.get("instructions") or ()) - set(compiled_for() or ()):
-            raise UserError(
-                f"{model} is machine code for a processor with {', '.join(sorted(lacking))}, which this one lacks. "
-                "Compile it here: delete it and run again, or use the TorchScript file of the same recipe."
-            )
-        package = torch._inductor.aoti_load_package(str(model))
+        """Load a package, for any batch size; raise UserError if it is not whole, another's, or not for here."""
+        require_own(model, card)
+        require_compiled_for_here(model, card)
+        try:
+            package = torch._inductor.aoti_load_package(str(model))
+        except RuntimeError as error:
+            raise UserError(f"{model} does not load ({str(error).splitlines()[0]}). {AGAIN}") from error
         # As in TorchScript: what a few images need stays in the processor's caches.
         together = transformer.Patches.IMAGES if recipe_of(card["options"]).module else MAX_BATCH
 
         @torch.inference_mode()
         def run(images: Array) -> Array:
-            parts = [package(part) for part in torch.split(torch.from_numpy(images), together)]
+            # A package asks for no strides: it would take pixels in another order without a word.
+            parts = [package(part) for part in torch.split(torch.from_numpy(images).contiguous(), together)]
             features: Array = (torch.cat(parts) if len(parts) > 1 else parts[0]).numpy()
             return features
 
@@ -83,12 +88,39 @@ def prepare(threads: int, device: str) -> Converter:
     return Inductor()
 
 
+def require_own(package: Path, card: Card) -> None:
+    """Raise UserError if ``package`` is not whole, or was made with another card than the one beside it."""
+    try:
+        with zipfile.ZipFile(package) as archive:
+            names = [name for name in archive.namelist() if name.endswith("_metadata.json")]
+            own: Card = json.loads(json.loads(archive.read(names[0]))[METADATA])
+    except (zipfile.BadZipFile, IndexError, KeyError, ValueError) as error:
+        raise UserError(f"{package} is no package of this workflow, or damaged ({error!r}). {AGAIN}") from error
+    if not own.items() <= card.items():
+        raise UserError(f"{package} is {own['variant']}, and the card beside it another model's. {AGAIN}")
+
+
+def require_compiled_for_here(package: Path, card: Card) -> None:
+    """Raise UserError if a package was compiled by another PyTorch than this, or for what this processor lacks."""
+    made, here = card["versions"]["torch"], version("torch")
+    lacking = set(card.get("instructions") or ()) - set(compiled_for() or ())
+    if made != here:
+        what = f"was compiled by PyTorch {made}, and this is {here}, which its code may not fit"
+    elif lacking:
+        what = f"is machine code for a processor with {', '.join(sorted(lacking))}, which this one lacks"
+    else:
+        return
+    raise UserError(
+        f"{package} {what}. Compile it here: delete it and run again, or use the TorchScript file of the same recipe."
+    )
+
+
 @torch.no_grad()
-def compile_package(
-    network: nn.Module, target: Path, recipe: str, image_size: int, images: Array | None
-) -> Array | None:
+def compile_package(network: nn.Module, target: Path, card: Card, images: Array | None) -> Array | None:
     """Write ``network`` as a package, quantized by torchao if the recipe says so; return the exact features then."""
-    example = torch.randn(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
+    recipe, size = card["recipe"], card["image_size"]
+    example = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    options = {**OPTIONS, "aot_inductor.metadata": {METADATA: json.dumps(card)}}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of PyTorch about its own insides
         if recipe == "int8-pt2e":
@@ -98,7 +130,7 @@ def compile_package(
             if (dtype := DTYPES.get(recipe, torch.float32)) != torch.float32:
                 network = Cast(copy.deepcopy(network).to(dtype), dtype)
             program = export_graph(network, example)
-        torch._inductor.aoti_compile_and_package(program, package_path=str(target), inductor_configs=OPTIONS)
+        torch._inductor.aoti_compile_and_package(program, package_path=str(target), inductor_configs=options)
     if recipe != "int8-pt2e" or images is None:
         return None
     exact: Array = network(torch.from_numpy(images[:CHECKED_IMAGES])).numpy()  # in float32, operator by operator
@@ -106,18 +138,19 @@ def compile_package(
 
 
 def kernels(network: nn.Module, package: Path) -> dict[str, str]:
-    """Return what multiplies each Linear with int8 weights, by its name, in the generated code of a package.
+    """Return what multiplies each Linear with int8 weights in a package, by its name in the float model.
 
     Raises RuntimeError if the code has another number of int8 products than the network: without a word, the compiler
     takes float32 where it does not recognise one (https://github.com/pytorch/ao/issues/4566).
     """
-    listed = {name: module.exact for name, module in network.named_modules() if isinstance(module, compiled.Linear)}
+    products = list(compiled.products(network))
+    expected = sum(linear.exact for _, linear in products)
     with zipfile.ZipFile(package) as archive:
         code = [archive.read(name).decode() for name in archive.namelist() if name.endswith(".cpp")]
     calls = sum(len(re.findall(r"\(aoti_torch_cpu__qlinear_pointwise\w*\(", text)) for text in code)
-    if calls != sum(listed.values()):
-        raise RuntimeError(f"{sum(listed.values())} products are int8, but the compiled code has {calls}")
-    return {name: "onednn::qlinear_pointwise, int8" if exact else "float32" for name, exact in listed.items()}
+    if calls != expected:
+        raise RuntimeError(f"{expected} products are int8, but the compiled code has {calls}")
+    return {name: "onednn::qlinear_pointwise, int8" if linear.exact else "float32" for name, linear in products}
 
 
 def export_graph(network: nn.Module, example: Tensor) -> torch.export.ExportedProgram:

@@ -4,17 +4,20 @@ TorchScript packs a weight on loading and takes a batch in parts; the compiler p
 for any batch, and fuses what lies between two products where loops run over all tokens of a batch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dinoquant.recipes.anatomy.description import FC1, FC2, PROJ, QKV
 from dinoquant.recipes.anatomy.families import anatomy_of
 from dinoquant.recipes.int8 import layers, transformer
 
 REPLACED = ("patch_embed.", "blocks.", "rope.")  # rotary positions are a part of each block
+# A block's Linears -> the kind that the float model has them as; in the last block the queries are by themselves.
+KIND_OF = {"qkv": QKV, "query": QKV, "proj": PROJ, "fc1": FC1, "fc2": FC2}
 Script = Any  # a submodule of a TorchScript file, with the attributes of the class that it was made of
 
 
@@ -35,6 +38,15 @@ def rebuilt(network: nn.Module, script: torch.jit.ScriptModule) -> nn.Module:
     blocks = Blocks([Block(block) for block in found["Blocks"].blocks.children()])
     patches = Patches(found["Patches"]) if "Patches" in found else None
     return anatomy_of(network).rebuilt(patches, blocks).eval()
+
+
+def products(network: Any) -> Iterator[tuple[str, "Linear"]]:
+    """Yield each Linear with int8 weights of what `rebuilt` returned, behind its name in the float model."""
+    anatomy = network.anatomy
+    parts = [(anatomy.patches, getattr(anatomy.model.get_submodule(anatomy.patches), "linear", None))]
+    for number, block in enumerate(network.blocks.blocks):
+        parts += [(anatomy.name(number, kind), getattr(block, part)) for part, kind in KIND_OF.items()]
+    yield from ((name, module) for name, module in parts if isinstance(module, Linear))
 
 
 class Linear(nn.Module):
