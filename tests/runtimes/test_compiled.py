@@ -168,15 +168,15 @@ def compiled_elsewhere(package: Path) -> None:
     card_with(instructions=[*(compiled_for() or ()), "avx1024"])(package)
 
 
-NO_PACKAGE = "model.pt2 is no package of this workflow, or damaged"
+NO_PACKAGE = "model.pt2 is no package of this workflow, or damaged. Delete it and run again: it will be compiled anew."
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (emptied, f"{NO_PACKAGE} (BadZipFile('File is not a zip file')). Delete it and run again: it will be compiled"),
-        (truncated, f"{NO_PACKAGE} (BadZipFile('File is not a zip file')). Delete it and run again: it will be"),
-        (of_torchscript, f"{NO_PACKAGE} (IndexError"),
+        (emptied, NO_PACKAGE),
+        (truncated, NO_PACKAGE),
+        (of_torchscript, NO_PACKAGE),
         (without_code, "model.pt2 does not load ("),
         (card_with(recipe="bf16"), "model.pt2 is x, and the card beside it another model's. Delete it and run again"),
         (

@@ -27,7 +27,7 @@ def timing(threads, batch_size):
 
 
 def converted_from(wildcards):
-    """Return what the variant's model is made of: for a recipe of our own, the TorchScript file that `quantize` makes."""
+    """Return what the variant's model is made of: for a recipe of our own, that recipe's TorchScript file."""
     if compiled(wildcards.variant):
         return f"results/models/{wildcards.variant}/model.pt"
     return f"results/models/fp32/{runtimes.RUNTIMES[runtime_of(wildcards.variant)].source}"

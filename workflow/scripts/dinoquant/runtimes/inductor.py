@@ -95,7 +95,7 @@ def require_own(package: Path, card: Card) -> None:
             names = [name for name in archive.namelist() if name.endswith("_metadata.json")]
             own: Card = json.loads(json.loads(archive.read(names[0]))[METADATA])
     except (zipfile.BadZipFile, IndexError, KeyError, ValueError) as error:
-        raise UserError(f"{package} is no package of this workflow, or damaged ({error!r}). {AGAIN}") from error
+        raise UserError(f"{package} is no package of this workflow, or damaged. {AGAIN}") from error
     if not own.items() <= card.items():
         raise UserError(f"{package} is {own['variant']}, and the card beside it another model's. {AGAIN}")
 
