@@ -199,6 +199,20 @@ def test_instruction_sets(tmp_path: Path, text: str, cpu: str | None, expected: 
     assert machine._instruction_sets(cpuinfo) == expected
 
 
+@pytest.mark.parametrize(
+    ("cpuinfo", "expected"),
+    [
+        ({"flags": "fpu sme smep avx2 vaes"}, ["avx2", "vaes"]),
+        ({"Features": "fp asimd sme"}, ["asimd", "sme"]),
+        ({}, None),
+    ],
+)
+def test_compiled_for(cpuinfo: dict[str, str], expected: list[str] | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What protects memory on x86 is called as what multiplies matrices on Arm."""
+    monkeypatch.setattr(machine, "_cpuinfo", lambda: cpuinfo)
+    assert machine.compiled_for() == expected
+
+
 def test_no_cpuinfo_is_unknown_not_empty(tmp_path: Path) -> None:
     assert machine._instruction_sets(machine._cpuinfo(tmp_path / "absent")) is None
 

@@ -1,11 +1,11 @@
 """Print how well complete latency runs repeat, and whether their verdicts tell which rows a second run confirms.
 
 A run is the workflow's own, `snakemake --forcerun measure_latency`, of a few cells by as many processes and rounds as
-`config/config.yaml` has, but with a smaller model and short blocks; or of what `--cells` and `--latency` ask for. Some runs are made on the machine as it is, others
-beside something that disturbs them, each of `--disturbances` in turn: a busy core, memory traffic, a process that works
-now and then. What each run took is printed. A row is
-confirmed if its speed-up is within 5 % of the median of the other undisturbed runs. Runs add up in `--folder`, so that
-they can be made a few at a time; `--quiet 0 --disturbed 0` prints the tables of those that are there.
+`config/config.yaml` has, but with a smaller model and short blocks; or of what `--cells` and `--latency` ask for. Some
+runs are made on the machine as it is, others beside something that disturbs them, each of `--disturbances` in turn: a
+busy core, memory traffic, a process that works now and then. What each run took is printed. A row is confirmed if its
+speed-up is within 5 % of the median of the other undisturbed runs. Runs add up in `--folder`, so that they can be made
+a few at a time; `--quiet 0 --disturbed 0` prints the tables of those that are there.
 """
 
 import argparse

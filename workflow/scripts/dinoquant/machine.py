@@ -23,11 +23,9 @@ SPEED_VARIABLES = (
     *("OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "ONEDNN_", "DNNL_", "ATEN_", "TORCH", "PYTORCH_"),
     *("CUDA_", "NVIDIA_", "MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD"),
 )
-# What compilers make code of, by how its names begin: x86, then Arm.
-COMPILERS = (
-    *("sse", "ssse", "avx", "amx", "fma", "f16c", "bmi", "gfni", "vaes", "vpclmul", "movbe", "popcnt", "abm", "adx"),
-    *("asimd", "sve", "sme", "i8mm", "bf16", "atomics"),
-)
+# What compilers make code of, by how its names begin: of x86, whose "sme" and "smep" protect memory, and of Arm.
+X86 = ("sse", "ssse", "avx", "amx", "fma", "f16c", "bmi", "gfni", "vaes", "vpclmul", "movbe", "popcnt", "abm", "adx")
+ARM = ("asimd", "sve", "sme", "i8mm", "bf16", "atomics")
 WORKFLOW = Path(__file__).resolve().parents[2]
 PROC = Path("/proc/self")
 
@@ -269,8 +267,10 @@ def _cpuinfo(path: Path = Path("/proc/cpuinfo")) -> dict[str, str]:
 def compiled_for() -> list[str] | None:
     """Return the instruction sets that code compiled for this very processor may use; None where it does not tell."""
     cpuinfo = _cpuinfo()
-    listed = cpuinfo.get("flags") or cpuinfo.get("Features")
-    return None if listed is None else sorted(flag for flag in set(listed.split()) if flag.startswith(COMPILERS))
+    for key, beginnings in (("flags", X86), ("Features", ARM)):
+        if listed := cpuinfo.get(key):
+            return sorted(flag for flag in set(listed.split()) if flag.startswith(beginnings))
+    return None
 
 
 def _instruction_sets(cpuinfo: dict[str, str]) -> list[str] | None:

@@ -1,8 +1,8 @@
 """How far a speed-up can be trusted: would a second run confirm it, and did anything else on the machine move it?
 
-``ok``: nine second runs in ten would find a ratio within 5 %. ``wide``: it may well find another, so that rows as close cannot be
-ranked. ``disturbed``: something beside the timing moved the ratio itself. What else the machine did, as long as it did
-it to variant and fp32 alike, is no doubt. `tests/bench/repeatability.py` prints how often that is right.
+``ok``: nine second runs in ten would find a ratio within 5 %. ``wide``: they may well find another, so that rows as
+close cannot be ranked. ``disturbed``: something beside the timing moved the ratio itself. What else the machine did, as
+long as it did it to variant and fp32 alike, is no doubt. `tests/bench/repeatability.py` prints how often that is right.
 """
 
 from collections.abc import Sequence

@@ -101,8 +101,8 @@ COLUMNS = [
            "The processor of that machine."),
     Column("status", Source.SUMMARY, "", "", "s", "",
            "ok: nine second runs in ten would confirm the speed-up within 5 %; wide: too coarse to rank; disturbed: "
-           "something else moved it; saturates: its int8 sums overflow there; unsupported: cannot run there, or emulated "
-           "only."),
+           "something else moved it; saturates: its int8 sums overflow there; unsupported: cannot run there, or "
+           "emulated only."),
     Column("reason", Source.SUMMARY, "", "", "s", "",
            "What casts doubt on the timing, or why the variant cannot run."),
     Column("latency_p50_ms", Source.LATENCY, "p50", "ms", ".2f", "lower",
