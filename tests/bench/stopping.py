@@ -37,7 +37,7 @@ class Rule:
 RULES = [
     Rule("config: at most 8 processes of 4 rounds", 8, 4, 0.025),
     Rule("    all of them", 8, 4, 0.0),
-    Rule("demo: one process, at most 12 rounds", 1, 12, 0.025),
+    Rule("demo: one process, at most 12 rounds", 1, 12, 0.05),
     Rule("    all of them", 1, 12, 0.0),
 ]
 

@@ -25,7 +25,7 @@ SPECIALISING_CALLS = 2
 MIN_CALLS_FOR_UNTIMED = 10
 STEADY_GROUP_SECONDS = 0.1
 STEADY_TOLERANCE = 0.05
-MIN_CALLS_OF_PASS = 5
+MIN_CALLS_OF_PASS = 3
 OVERTIME = 3  # times what its blocks should last, after which a process that has six rounds makes no more
 
 Call = Callable[[], float]
@@ -145,7 +145,7 @@ def measure(
 
 
 def run_pass(call: Call, protocol: TimingProtocol) -> float:
-    """Return the median ms of about as many calls as a block has, five at least, after an untimed one."""
+    """Return the median ms of about as many calls as a block has, three at least, after an untimed one."""
     count = max(MIN_CALLS_OF_PASS, calls_per_block(call() / 1e3, protocol.block_seconds))
     return float(np.median([call() for _ in range(count)]))
 
