@@ -16,7 +16,7 @@ CONFIRMED = 0.05  # a second run confirms a ratio from which its own differs by 
 # what the intervals are (`dinoquant.measure.stopping.NOMINAL`).
 NINE_IN_TEN = 0.8
 # How far a process may be from the next one of the same model (half a 95 % interval): timings that have only one cannot
-# know. In virtual machines of two processors it was 0.02 to 0.12, more for batches than for single images.
+# know. In virtual machines of two processors it was 0.01 to 0.12, more for batches than for single images.
 PROCESS_HALF_WIDTH = 0.04
 # Processors that others had and the timing would have used, on average. Snakemake takes some while it waits; one busy
 # core beside two threads moved three of five ratios by 7 to 60 %.
