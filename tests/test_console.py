@@ -10,7 +10,9 @@ from dinoquant.job import _StderrFormatter
 CONSOLE = Path(__file__).parents[1] / "workflow/console"
 # The plugin takes over its process's stderr, so it gets a process.
 PROGRAM = """
-import json, logging, os, sys
+import json, logging, os, sys, time
+clock = 0.0
+time.monotonic = lambda: clock
 from snakemake_interface_logger_plugins.common import LogEvent
 from snakemake_logger_plugin_dinoquant import LogHandler
 handler = LogHandler(None, None)
@@ -18,6 +20,7 @@ for fields in json.loads(sys.argv[1]):
     if "stderr" in fields:
         os.write(2, fields["stderr"].encode())
         continue
+    clock += fields.pop("after", 0)
     level, message = fields.pop("level", logging.INFO), fields.pop("message", "")
     record = logging.LogRecord("snakemake", level, "", 0, message, (), None)
     if "event" in fields:
@@ -45,11 +48,11 @@ def shown(folder: Path, *events: dict) -> str:
 
 def started(number: int, rule: str, **fields: object) -> dict:
     defaults = {"event": "job_info", "jobid": number, "rule_name": rule, "wildcards": {}, "output": [], "log": []}
-    return defaults | fields
+    return defaults | {"threads": 1} | fields
 
 
-def finished(number: int) -> dict:
-    return {"event": "job_finished", "job_id": number}
+def finished(number: int, after: float = 1.0) -> dict:
+    return {"event": "job_finished", "job_id": number, "after": after}
 
 
 STATS = {"event": "run_info", "stats": {"quantize": 20, "total": 20}}
@@ -61,7 +64,15 @@ def test_progress_is_a_line_for_each_quarter_where_there_is_no_terminal(tmp_path
     assert lines[0].startswith("16 jobs")
     assert [line.split(",")[0].strip() for line in lines[1:]] == [f"{percent} %" for percent in range(25, 100, 25)]
     assert "left" not in lines[1]  # after four jobs nothing is known
-    assert "about 0:00 left" in lines[-1]
+    assert "0:12, about 0:04 left" in lines[-1]
+
+
+def test_the_time_left_counts_processors_and_takes_jobs_of_other_rules_for_short(tmp_path: Path) -> None:
+    # After five of six timings of 10 s on two processors: one more, and twelve jobs of about 10 s, two at a time.
+    expected = {"event": "run_info", "stats": {"measure_machine": 6, "extract_features": 12}}
+    timings = [(started(n, "measure_machine", threads=2), finished(n, after=10.0)) for n in range(6)]
+    lines = shown(tmp_path, expected, *(event for timing in timings for event in timing)).splitlines()
+    assert "0:50, about 1:10 left" in lines[-1]
 
 
 def test_messages_of_jobs_are_shown_and_the_noise_of_libraries_is_kept_in_a_file(tmp_path: Path) -> None:

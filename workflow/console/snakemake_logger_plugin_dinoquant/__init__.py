@@ -8,6 +8,7 @@ import json
 import os
 import re
 import select
+import statistics
 import threading
 import time
 from collections import Counter, defaultdict
@@ -29,10 +30,11 @@ LAST_ERROR = re.compile(r"^\d{4}-\d\d-\d\d [\d:,]+ ERROR (.*?)(?=^\d{4}-\d\d-\d\
 
 @dataclass(frozen=True)
 class Job:
-    """A job that runs: its rule, what it works on, its files, and when it started (monotonic seconds)."""
+    """A job that runs: its rule, what it works on, processors, files, and when it started (monotonic seconds)."""
 
     rule: str
     wildcards: str
+    threads: int
     outputs: list[str]
     logs: list[str]
     started: float
@@ -54,6 +56,7 @@ class LogHandler(LogHandlerBase):
         self.expected: Counter[str] = Counter()
         self.done: Counter[str] = Counter()
         self.seconds: defaultdict[str, list[float]] = defaultdict(list)
+        self.threads: dict[str, int] = {}
         self.running: dict[int, Job] = {}
         self.failures: list[str] = []
         self.fastest = 1.0
@@ -78,11 +81,12 @@ class LogHandler(LogHandlerBase):
         elif event == LogEvent.JOB_INFO:
             wildcards = ", ".join(record.wildcards.values())
             files = (list(record.output), list(record.log))
-            self.running[record.jobid] = Job(record.rule_name, wildcards, *files, time.monotonic())
+            self.running[record.jobid] = Job(record.rule_name, wildcards, record.threads, *files, time.monotonic())
+            self.threads[record.rule_name] = record.threads
         elif event == LogEvent.JOB_FINISHED:
             self._finish(self.running.pop(record.job_id, None))
         elif event == LogEvent.JOB_ERROR:
-            self._fail(self.running.pop(record.jobid, None) or Job(record.rule_name, "", [], list(record.log), 0))
+            self._fail(self.running.pop(record.jobid, None) or Job(record.rule_name, "", 1, [], list(record.log), 0))
         elif event == LogEvent.ERROR:
             self._show_error(record.getMessage())
         elif event is None and (record.levelno == WARNING or record.getMessage().startswith("Nothing to be done")):
@@ -151,17 +155,21 @@ class LogHandler(LogHandlerBase):
     def _seconds_left(self, elapsed: float) -> float | None:
         """Return the seconds that the remaining jobs take if they take as long as others of their rule did.
 
-        A rule of which none has ended counts as the mean of all; jobs run as much side by side as they have so far.
+        Jobs count by the processors that they hold, which are as busy as they have been so far. A rule of which none
+        has ended is as long as the median rule and holds one processor: timings, which hold all of them, come early.
         """
-        times = [seconds for rule in self.seconds.values() for seconds in rule]
-        if len(times) < FEWEST_TIMES:
+        if self.done.total() < FEWEST_TIMES:
             return None
-        mean = {rule: sum(seconds) / len(seconds) for rule, seconds in self.seconds.items()}
-        usual = sum(times) / len(times)
-        work = sum((count - self.done[rule]) * mean.get(rule, usual) for rule, count in self.expected.items())
-        ages = [(job.rule, time.monotonic() - job.started) for job in self.running.values()]
-        work -= sum(min(age, mean.get(rule, usual)) for rule, age in ages)
-        return work * elapsed / (sum(times) + sum(age for _, age in ages))
+        mean = {rule: statistics.fmean(seconds) for rule, seconds in self.seconds.items()}
+        unseen = statistics.median(mean.values())
+        ages = [(job, time.monotonic() - job.started) for job in self.running.values()]
+        spent = sum(sum(seconds) * self.threads[rule] for rule, seconds in self.seconds.items())
+        work = sum(
+            (count - self.done[rule]) * mean.get(rule, unseen) * self.threads.get(rule, 1)
+            for rule, count in self.expected.items()
+        )
+        work -= sum(min(age, mean.get(job.rule, unseen)) * job.threads for job, age in ages)
+        return work * elapsed / (spent + sum(age * job.threads for job, age in ages))
 
     def _refresh(self) -> None:
         if self.expected and not self.bar.disable:
