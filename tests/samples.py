@@ -2,8 +2,10 @@
 
 import csv
 import json
+import os
 import shutil
 import struct
+import zipfile
 import zlib
 from dataclasses import dataclass
 from io import BytesIO
@@ -501,3 +503,14 @@ def _info(substitute: bool) -> dict[str, Any]:
         "beside_weights": [] if substitute else ["optimizer"],
         "dropped": [] if substitute else ["head.weight"],
     }
+
+
+def damage(archive: Path, ending: str) -> None:
+    """Change one bit in the middle of the first member of a zip archive whose name ends so."""
+    with zipfile.ZipFile(archive) as members, archive.open("r+b") as file:
+        member = next(member for member in members.infolist() if member.filename.endswith(ending))
+        file.seek(member.header_offset + 30)  # behind the fixed part of its header
+        file.seek(len(member.filename) + member.compress_size // 2, os.SEEK_CUR)
+        (byte,) = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte ^ 1]))

@@ -8,6 +8,8 @@ import torch
 
 from dinoquant.errors import UserError
 from dinoquant.network.card import read_card
+from dinoquant.network.export import load
+from samples import damage
 
 
 def test_reads_what_torch_saved(tmp_path: Path) -> None:
@@ -32,3 +34,18 @@ def test_a_broken_file_is_a_readable_error(tmp_path: Path, content: bytes) -> No
     path.write_bytes(content)
     with pytest.raises(UserError, match="expected a TorchScript file"):
         read_card(path)
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_one_wrong_bit_among_the_weights_is_found_before_they_are_used(tmp_path: Path, compression: int) -> None:
+    """PyTorch itself loads such a file without a word."""
+    saved, path = tmp_path / "saved.pt", tmp_path / "model.pt"
+    traced = torch.jit.trace(torch.nn.Linear(50, 50), torch.zeros(1, 50))
+    torch.jit.save(traced, saved, _extra_files={"dinoquant.json": '{"engine": null}'})
+    with zipfile.ZipFile(saved) as source, zipfile.ZipFile(path, "w", compression) as target:
+        for member in source.namelist():
+            target.writestr(member.replace("saved/", "model/"), source.read(member))
+    assert load(path)
+    damage(path, "data/0")
+    with pytest.raises(UserError, match=r"model\.pt is damaged \(.*\)\. Delete it and run again"):
+        load(path)

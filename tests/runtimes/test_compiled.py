@@ -31,7 +31,7 @@ from dinoquant.report.deployed import link, linked, program
 from dinoquant.runtimes import footprint, inductor
 from dinoquant.runtimes.convert import LEAST_COSINE
 from dinoquant.runtimes.opened import open_model
-from samples import tiny_vit
+from samples import damage, tiny_vit
 
 SIZE = 32
 INFO: dict[str, Any] = {"architecture": "tiny", "image_size": SIZE, "pooling": "token", "mean": [0.5], "std": [0.2]}
@@ -140,6 +140,10 @@ def truncated(package: Path) -> None:
     package.write_bytes(package.read_bytes()[:-1000])
 
 
+def damaged_code(package: Path) -> None:
+    damage(package, ".so")
+
+
 def without_code(package: Path) -> None:
     """Leave all members of the archive as they are but the library, which becomes text."""
     whole = package.rename(package.with_name("whole.zip"))
@@ -168,7 +172,7 @@ def compiled_elsewhere(package: Path) -> None:
     card_with(instructions=[*(compiled_for() or ()), "avx1024"])(package)
 
 
-NO_PACKAGE = "model.pt2 is no package of this workflow, or damaged. Delete it and run again: it will be compiled anew."
+NO_PACKAGE = "model.pt2 is no package of this workflow, or damaged. Delete it and run again: it will be rebuilt."
 
 
 @pytest.mark.parametrize(
@@ -177,6 +181,7 @@ NO_PACKAGE = "model.pt2 is no package of this workflow, or damaged. Delete it an
         (emptied, NO_PACKAGE),
         (truncated, NO_PACKAGE),
         (of_torchscript, NO_PACKAGE),
+        (damaged_code, ".wrapper.so). Delete it and"),
         (without_code, "model.pt2 does not load ("),
         (card_with(recipe="bf16"), "model.pt2 is x, and the card beside it another model's. Delete it and run again"),
         (

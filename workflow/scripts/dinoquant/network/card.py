@@ -2,6 +2,7 @@
 
 import json
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
@@ -12,6 +13,7 @@ from dinoquant.files import read_json
 TORCHSCRIPT_SUFFIX = ".pt"
 MEMBER = "extra/dinoquant.json"
 BESIDE = "card.json"
+AGAIN = "Delete it and run again: it will be rebuilt."
 
 
 class Card(TypedDict):
@@ -73,9 +75,23 @@ def read_card(model: Path) -> Card:
     except (zipfile.BadZipFile, IndexError, ValueError) as error:
         raise UserError(
             f"{model} is not a model of this workflow: expected a TorchScript file with {MEMBER} in it ({error!r}). "
-            "Delete it and run again: it will be rebuilt."
+            f"{AGAIN}"
         ) from error
     return card
+
+
+def require_intact(model: Path) -> None:
+    """Raise UserError if a member of the zip archive ``model`` has another checksum than when it was written.
+
+    PyTorch reads members without looking at their checksums: weights would be others, and machine code would crash.
+    """
+    try:
+        with zipfile.ZipFile(model) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, zlib.error) as error:
+        damaged = str(error)
+    if damaged:
+        raise UserError(f"{model} is damaged ({damaged}). {AGAIN}")
 
 
 def _read_beside(model: Path) -> Card:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dinoquant.errors import UserError
 from dinoquant.files import atomic, deflated
-from dinoquant.network.card import MEMBER, Card, new_card, read_card
+from dinoquant.network.card import MEMBER, Card, new_card, read_card, require_intact
 from dinoquant.recipes import TOKENS, TORCHSCRIPT
 from dinoquant.recipes.base import Quantized, engine
 
@@ -88,8 +88,10 @@ def load(path: str | Path, device: str = "cpu", card: Card | None = None) -> tor
     """Return a model that `export` wrote, for inference; ``card`` is its card, if that has been read already.
 
     `torch.jit.load` alone packs quantized weights for PyTorch's default engine; this packs them for the variant's.
+    Raises UserError if the file is damaged.
     """
     packed_for = (card or read_card(Path(path)))["engine"]
+    require_intact(Path(path))
     with engine(packed_for) if packed_for else nullcontext(), torchscript_warnings_known():
         model: torch.jit.ScriptModule = torch.jit.load(path, device)  # type: ignore[no-untyped-call]  # not typed in torch
     return model.eval()
