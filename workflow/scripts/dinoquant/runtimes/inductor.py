@@ -30,6 +30,8 @@ OPTIONS = {
     "freezing": True,
     # By default the number of threads is fixed by that of the compiling process.
     "cpp.dynamic_threads": True,
+    # More than images: loops over images, heads and tokens become one, which threads share for one image, too.
+    "cpp.threads": 16,
 }
 METADATA = "dinoquant"  # under which a package has its card, as far as it was known before the compiling
 
