@@ -6,11 +6,12 @@ The limit is that of `results/limits.csv`: the time of all products at the speed
 
 import argparse
 import re
+import statistics
 import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -28,18 +29,19 @@ from dinoquant.runtimes.inductor import compile_package
 
 ARCHITECTURE = "vit_small_patch16_224"
 OPTIONS = {"recipe": "int8-smooth", "attention": "bf16", "portable": True}
-CALLS, PROFILED = 20, 5
+WARMUPS, CALLS, PROFILED = 3, 20, 5
 
 
 @torch.inference_mode()
-def seconds(function: Callable[[], object]) -> float:
-    """Return the median seconds of a call, after a few to warm up."""
-    taken = []
-    for _ in range(3 + CALLS):
-        start = time.perf_counter()
-        function()
-        taken.append(time.perf_counter() - start)
-    return sorted(taken[3:])[CALLS // 2]
+def milliseconds(calls: Mapping[str, Callable[[], object]]) -> dict[str, float]:
+    """Return the median time of each call, by name; they take turns, after a few to warm up."""
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(WARMUPS + CALLS):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            taken[name].append(1e3 * (time.perf_counter() - start))
+    return {name: statistics.median(times[WARMUPS:]) for name, times in taken.items()}
 
 
 def in_parts(run: Callable[[torch.Tensor], object], images: torch.Tensor) -> None:
@@ -89,18 +91,16 @@ def main() -> None:
         with torch._inductor.config.patch({"cpp.enable_kernel_profile": True}):
             compile_package(compiled.rebuilt(model, script), package, {**card, "recipe": "int8-smooth"}, None)
         runs = {"TorchScript": script, "package": torch._inductor.aoti_load_package(str(package))}
-    speeds = machine["gemm_flops"]
-    print(f"one large product: int8 {1e-12 * speeds['int8']:.2f} TOP/s, bf16 {1e-12 * speeds['bf16']:.2f} TOP/s")
+    speeds = [f"{kind} {1e-12 * flops:.2f} TOP/s" for kind, flops in machine["gemm_flops"].items() if flops]
+    print(f"one large product: {', '.join(speeds)}")
     print(f"{ARCHITECTURE}, GMAC an image: {', '.join(f'{count / 1e9:.2f} in {kind}' for kind, count in macs.items())}")
     for batch in (1, 16):
-        limit = limits.limit(variant, batch, card["image_size"], card["feature_dim"], machine)
-        limit_ms = limit["limit_ms"] / batch
-        print(f"\nbatch {batch}: the limit, of {limit['bound']}, is {limit_ms:.2f} ms an image")
-        for name, run in runs.items():
-            call = partial(in_parts, run, images[:batch])
-            image = 1e3 * seconds(call) / batch
-            print(f"{name}: {image:.2f} ms an image, {image / limit_ms:.2f} times the limit; share of the time:")
-            print_shares(call)
+        bound = limits.limit(variant, batch, card["image_size"], card["feature_dim"], machine)
+        print(f"\nbatch {batch}: the limit, of {bound['bound']}, is {bound['limit_ms']:.2f} ms")
+        calls = {name: partial(in_parts, run, images[:batch]) for name, run in runs.items()}
+        for name, taken in milliseconds(calls).items():
+            print(f"{name}: {taken:.2f} ms, {taken / bound['limit_ms']:.2f} times the limit; share of the time:")
+            print_shares(calls[name])
 
 
 if __name__ == "__main__":
