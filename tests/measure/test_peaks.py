@@ -60,6 +60,12 @@ def test_every_kernel_multiplies_whole_matrices(exact: bool) -> None:
     assert len(names) == 3
 
 
+def test_where_bf16_is_emulated_no_product_ends_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peaks, "bfloat16_is_native", lambda: False)
+    kernels = {name: kernel for _, name, kernel in peaks.kernels("cpu", peaks.int8_is_exact(portable=True))}
+    assert torch.bfloat16 not in {kernel(16)().dtype for kernel in kernels.values()}
+
+
 def test_result_is_json_and_has_a_roof_for_what_this_machine_can_do(quick: None) -> None:
     found = json.loads(json.dumps(peaks.measure("cpu", 1), allow_nan=False))
     tried = {(row["precision"], row["flops"]) for row in found["products"]}

@@ -261,11 +261,12 @@ def _onednn(dtype: torch.dtype) -> Kernel:
 
 
 def _qlinear(size: int) -> Call:
-    """u8 x s8 to bfloat16, as the recipes in `dinoquant.recipes.int8.layers` have it."""
+    """u8 x s8 to bfloat16 where the processor has it, else float32, as in `dinoquant.recipes.int8.layers`."""
+    dtype = torch.bfloat16 if bfloat16_is_native() else torch.float32
     inputs, scale, zeros = _matrix(size, torch.uint8), torch.ones(size), torch.zeros(size, dtype=torch.int64)
     weight = torch.ops.onednn.qlinear_prepack(_matrix(size, torch.int8), None)
     return lambda: torch.ops.onednn.qlinear_pointwise(
-        inputs, 1.0, 0, weight, scale, zeros, None, 1.0, 0, torch.bfloat16, "none", [], ""
+        inputs, 1.0, 0, weight, scale, zeros, None, 1.0, 0, dtype, "none", [], ""
     )
 
 
