@@ -40,7 +40,12 @@ from dinoquant.runtimes.torchscript import random_images
 
 ROOT = Path(__file__).parents[2]
 BATCHES = (1, 16)
-REFERENCES = {"fp32": ["fp32"], "onednn": ["fp32-onednn"], "nncf": ["openvino-nncf-int8", "openvino-nncf-int8-bf16"]}
+REFERENCES = {
+    "fp32": ["fp32"],
+    "onednn": ["fp32-onednn"],
+    "nncf": ["openvino-nncf-int8", "openvino-nncf-int8-bf16"],
+    "smooth": ["int8-smooth"],  # the TorchScript file
+}
 BARS = {"over_fp32": 0.22, "over_onednn": 0.45, "over_nncf": 1.0, "size": 0.28, "cosine": 0.998, "cosine_p5": 0.995}
 CALIBRATION_IMAGES, COSINE_IMAGES = 64, 256
 WARMUP_SECONDS = 2.0
