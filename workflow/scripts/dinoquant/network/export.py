@@ -85,13 +85,15 @@ def export(
 
 
 def load(path: str | Path, device: str = "cpu", card: Card | None = None) -> torch.jit.ScriptModule:
-    """Return a model that `export` wrote, for inference; ``card`` is its card, if that has been read already.
+    """Return a model that `export` wrote, for inference; ``card`` is its card, if both are checked already.
 
     `torch.jit.load` alone packs quantized weights for PyTorch's default engine; this packs them for the variant's.
-    Raises UserError if the file is damaged.
+    Raises UserError if the file is damaged, which takes as long to find out as reading it.
     """
-    packed_for = (card or read_card(Path(path)))["engine"]
-    require_intact(Path(path))
+    if card is None:
+        card = read_card(Path(path))
+        require_intact(Path(path))
+    packed_for = card["engine"]
     with engine(packed_for) if packed_for else nullcontext(), torchscript_warnings_known():
         model: torch.jit.ScriptModule = torch.jit.load(path, device)  # type: ignore[no-untyped-call]  # not typed in torch
     return model.eval()

@@ -8,12 +8,14 @@ the options of its recipes in the config's schema.
 import os
 import shutil
 import sys
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dinoquant.errors import UserError
+from dinoquant.network.card import Card, read_card, require_intact
 from dinoquant.recipes import TORCHSCRIPT as TORCHSCRIPT
 from dinoquant.recipes import Recipe, recipes
 
@@ -55,10 +57,18 @@ def missing(runtime: str) -> str | None:
     return None
 
 
-def require_own_card(model: Path, runtime: str) -> None:
-    """Raise UserError if the card beside ``model`` says a ``runtime`` that does not run such files."""
+def checked_card(model: Path) -> Card:
+    """Return the card of ``model``, which is to be run.
+
+    Raises UserError if its runtime does not run such files, or if the file, where it is an archive, is damaged.
+    """
+    card = read_card(model)
+    runtime = card["runtime"]
     if runtime not in RUNTIMES or model.suffix != RUNTIMES[runtime].suffixes[0]:
         raise UserError(f"{model} is no model of {runtime}, as its card says: another's. Delete both and run again.")
+    if zipfile.is_zipfile(model):
+        require_intact(model)
+    return card
 
 
 def python(runtime: str) -> str:

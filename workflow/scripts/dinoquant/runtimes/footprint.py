@@ -15,8 +15,7 @@ from typing import TypedDict, cast
 import numpy as np
 
 from dinoquant.files import read_through
-from dinoquant.network.card import read_card
-from dinoquant.runtimes import files, require_own_card
+from dinoquant.runtimes import checked_card, files
 
 MB = 1e6
 KIB = 1024
@@ -49,8 +48,7 @@ def measure(model: Path, device: str, threads: int) -> Footprint:
     """
     from dinoquant.runtimes.remote import Remote  # which starts the process where this module's `observe` runs
 
-    card = read_card(model)
-    require_own_card(model, card["runtime"])
+    card = checked_card(model)
     size = card["image_size"]
     image = np.random.default_rng(0).standard_normal((1, 3, size, size), dtype=np.float32)
     with Remote(card["runtime"], threads, device=device) as process:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dinoquant.errors import UserError
 from dinoquant.machine import compiled_for
 from dinoquant.network import architecture
-from dinoquant.network.card import AGAIN, TORCHSCRIPT_SUFFIX, Card, require_intact
+from dinoquant.network.card import AGAIN, TORCHSCRIPT_SUFFIX, Card
 from dinoquant.network.export import load
 from dinoquant.recipes.cast import DTYPES, Cast
 from dinoquant.recipes.int8 import compiled, transformer
@@ -65,7 +65,6 @@ class Inductor:
     def load(self, model: Path, card: Card, batch_size: int) -> Run:
         """Load a package, for any batch size; raise UserError if it is not whole, another's, or not for here."""
         require_own(model, card)
-        require_intact(model)
         require_compiled_for_here(model, card)
         try:
             package = torch._inductor.aoti_load_package(str(model))

@@ -11,7 +11,7 @@ from torch import Tensor
 from dinoquant.network.card import Card, read_card
 from dinoquant.network.export import load
 from dinoquant.recipes import FEATURES, TOKENS
-from dinoquant.runtimes import TORCHSCRIPT, require_own_card
+from dinoquant.runtimes import TORCHSCRIPT, checked_card
 from dinoquant.runtimes.remote import Remote
 from dinoquant.runtimes.torchscript import as_call, set_up
 
@@ -123,8 +123,7 @@ def open_model(
     `dinoquant.runtimes.allocator.keep_freed_memory` before PyTorch is imported. Raises UserError for what is no such
     file, and where the runtime is missing.
     """
-    card = read_card(Path(path))
-    require_own_card(Path(path), card["runtime"])
+    card = checked_card(Path(path))
     if card["runtime"] == TORCHSCRIPT:
         yield LocalModel(Path(path), card, device, threads)
     else:
