@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from checkout import Checkout
 
-from conftest import Checkout
 from samples import copy_workflow
 
 PARENT = """configfile: "config.yaml"

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+from checkout import Checkout
 
-from conftest import Checkout
 from dinoquant.data.generate import generate
 from dinoquant.machine import cuda_devices
 from dinoquant.report.provenance import sha256

@@ -5,8 +5,8 @@ import os
 from pathlib import Path
 
 import pytest
+from checkout import Checkout
 
-from conftest import Checkout
 from layouts import image_folder, picture, write_folder
 
 MANIFEST = "results/data/manifest.csv"

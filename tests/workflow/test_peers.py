@@ -5,9 +5,9 @@ import json
 from pathlib import Path
 
 import pytest
+from checkout import ROOT, Checkout
 from test_staleness import AGGREGATE, append, attention, draw, whole
 
-from conftest import ROOT, Checkout
 from dinoquant import runtimes
 
 PEERS = {

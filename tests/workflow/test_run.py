@@ -9,9 +9,8 @@ import sys
 import zipfile
 from pathlib import Path
 
+from checkout import ROOT, Checkout
 from PIL import Image
-
-from conftest import ROOT, Checkout
 
 TIMED = {"measure_latency", "measure_footprint", "measure_energy", "measure_machine"}
 

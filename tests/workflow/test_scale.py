@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from conftest import Checkout
+from checkout import Checkout
 
 FEATURES = "results/features/int8-static.npz"
 

@@ -1,8 +1,7 @@
 """The analysis of single modules runs where a variant chooses by it or a person asks for it, and only there."""
 
+from checkout import Checkout
 from test_unusual_run import ANALYSIS, AUTO, FIGURE
-
-from conftest import Checkout
 
 WITHOUT = {"variants": {"int8-auto": None}}
 WITH = {"variants": {"int8-auto": AUTO}}

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from checkout import Checkout
 
-from conftest import Checkout
 from dinoquant import runtimes
 
 # From the summary; what [CLS] attends to is drawn from the maps alone, and what the modules became from the audits.

@@ -5,8 +5,7 @@ import json
 
 import numpy as np
 import torch
-
-from conftest import Checkout
+from checkout import Checkout
 
 OVERLAY = {
     "model": {"output": "tokens"},

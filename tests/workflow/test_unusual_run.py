@@ -6,9 +6,9 @@ import json
 
 import numpy as np
 import pytest
+from checkout import Checkout
 from PIL import Image
 
-from conftest import Checkout
 from dinoquant.data.manifest import UNLABELLED
 from dinoquant.files import read_json
 
