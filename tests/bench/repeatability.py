@@ -128,7 +128,7 @@ def main() -> None:
     parser.add_argument("--cells", nargs="+", default=CELLS, metavar="VARIANT/BATCH", help="what to time")
     parser.add_argument("--config", type=Path, default=ROOT / "config/demo.yaml")
     parser.add_argument("--architecture", default="vit_tiny_patch16_224", help="the model, of those that timm names")
-    short = "{processes: 8, rounds: 32, block_seconds: 0.05, warmup_seconds: 0.3}"
+    short = "{processes: 12, rounds: 48, block_seconds: 0.1, warmup_seconds: 0.3}"
     parser.add_argument("--latency", default=short, help=f"keys of the config's latency that differ, as YAML: {short}")
     parser.add_argument("--folder", type=Path, help="where models and runs are kept; a temporary folder by default")
     options = parser.parse_args()

@@ -148,7 +148,7 @@ def test_others_disturb_only_what_they_take_from_it() -> None:
     busy = part([4.0] * 8, foreign=1.0)
     assert combined(busy)["verdict"] == "disturbed"
     assert combined(busy)["verdict_reason"] == "others had 1.0 of the processors that it needs"
-    assert combined(busy, idle=1)["verdict"] == "ok"
+    assert combined(busy, busy, busy, idle=1)["verdict"] == "ok"
 
 
 def test_a_speedup_that_follows_what_others_do_is_disturbed() -> None:
@@ -156,7 +156,7 @@ def test_a_speedup_that_follows_what_others_do_is_disturbed() -> None:
     moved = part([4.0 + 0.01 * n + others for n, others in enumerate(load)], foreign=0.3, load=load)
     assert combined(moved)["verdict"] == "disturbed"
     alike = part([4.0 + 0.01 * (n % 3) for n in range(16)], foreign=0.3, load=load)
-    assert combined(alike)["verdict"] == "ok"
+    assert combined(alike, alike, alike)["verdict"] == "ok"
 
 
 def test_why_a_timing_stopped_is_noted() -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dinoquant.measure.stopping import center, half_width, interquartile_mean, interval, stop_reason
+from dinoquant.measure.stopping import center, half_width, interquartile_mean, interval, second_run, stop_reason
 
 
 def test_the_interquartile_mean_is_scipys_trimmed_mean() -> None:
@@ -54,6 +54,19 @@ def test_intervals_cover_the_truth(processes: int, each: int, spread: float) -> 
         values = rng.normal(0, spread, processes)[process] + rng.normal(0, 0.02, len(process))
         covered += abs(center(values, process.tolist())) <= half_width(values, process.tolist())  # type: ignore[operator]
     assert covered / 400 >= 0.93  # binomial standard error: 0.011
+
+
+@pytest.mark.parametrize("processes", [3, 12])
+def test_nine_second_runs_in_ten_differ_by_less(processes: int) -> None:
+    rng = np.random.default_rng(8)
+    process = np.repeat(np.arange(processes), 4)
+    within = 0
+    for _ in range(1000):
+        first, second = (rng.normal(0, 0.02, processes)[process] + rng.normal(0, 0.02, len(process)) for _ in range(2))
+        off = abs(center(first, process.tolist()) - center(second, process.tolist()))
+        within += off <= second_run(first, process.tolist())  # type: ignore[operator]
+    assert 0.88 <= within / 1000 <= 0.93  # binomial standard error: 0.009; processes that agree by chance widen it
+    assert second_run(np.zeros(5), [0] * 5) is None
 
 
 def test_a_timing_stops_when_it_is_precise_or_clearly_slower() -> None:

@@ -22,7 +22,7 @@ from dinoquant.measure.rounds import (
     log_ratios,
     untimed_calls,
 )
-from dinoquant.measure.stopping import CONFIDENCE, center, half_width, interval, stop_reason
+from dinoquant.measure.stopping import CONFIDENCE, center, interval, second_run, stop_reason
 from dinoquant.measure.verdict import Contention, judge
 from dinoquant.measure.watch import Activities, full_speed, merge
 
@@ -54,6 +54,7 @@ class CombinedTiming(Statistics, Passes):
     batch_size: int
     verdict: str
     verdict_reason: str
+    second_run: float | None
     stopped: str
     rounds: int
     protocol: Mapping[str, object]
@@ -85,12 +86,14 @@ def combine(
     load = [max(0.0, load - idle) for load in compress(chain(*activities["load"]), chain(*kept))]
     others = activities.get("foreign", 0.0) + activities.get("steal", 0.0)
     contention = Contention(max(0.0, others - idle), load, activities.get("throttles") or 0)
-    verdict, reason = judge(ratios, half_width(ratios, process), len(parts), contention)
+    differs = second_run(ratios, process)
+    verdict, reason = judge(ratios, differs, len(parts), contention)
     counts = parts[0]["calls_per_block"]
     return {
         "batch_size": batch_size,
         "verdict": verdict,
         "verdict_reason": reason,
+        "second_run": differs,
         "stopped": stopped(parts, protocol) or "budget",
         "rounds": sum(map(len, kept)),
         "protocol": {

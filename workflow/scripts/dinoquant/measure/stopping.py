@@ -18,6 +18,7 @@ NOMINAL = 0.96
 MIN_ROUNDS = 6
 MIN_PROCESSES = 3
 SLOWER = 0.95  # a variant is clearly slower than fp32 if its whole interval lies below
+SECOND_RUNS = 0.9  # the share of them that `second_run` speaks of
 
 Values = NDArray[np.float64]
 
@@ -37,7 +38,7 @@ def center(values: Values, process: Sequence[int]) -> float:
     return float(np.mean([interquartile_mean(group) for group in _groups(values, process)]))
 
 
-def half_width(values: Values, process: Sequence[int]) -> float | None:
+def half_width(values: Values, process: Sequence[int], nominal: float = NOMINAL) -> float | None:
     """Return half the width of the interval around `center`; None with fewer than 6 rounds, or nothing to compare.
 
     ``values`` [rounds] are logarithms, so that the result is a fraction of what they are logarithms of, and ``process``
@@ -47,19 +48,29 @@ def half_width(values: Values, process: Sequence[int]) -> float | None:
     if len(values) < MIN_ROUNDS:
         return None
     groups = _groups(values, process)
-    within = _student(len(values) - 2 * (len(values) // 4)) * _standard_error(
+    within = _student(len(values) - 2 * (len(values) // 4), nominal) * _standard_error(
         np.concatenate([group - interquartile_mean(group) for group in groups])
     )
     if len(groups) == 1:
         return within
     means = np.array([interquartile_mean(group) for group in groups])
-    return max(within, _student(len(groups)) * float(means.std(ddof=1) / np.sqrt(len(groups))))
+    return max(within, _student(len(groups), nominal) * float(means.std(ddof=1) / np.sqrt(len(groups))))
 
 
 def interval(values: Values, process: Sequence[int], around: float) -> tuple[float, float] | tuple[None, None]:
     """Return the interval of ``around``, a statistic of what ``values`` are logarithms of; see `half_width`."""
     half = half_width(values, process)
     return (None, None) if half is None else (around * float(np.exp(-half)), around * float(np.exp(half)))
+
+
+def second_run(values: Values, process: Sequence[int]) -> float | None:
+    """Return by how much nine second runs in ten differ from this one at most; None where `half_width` is.
+
+    The prediction interval of as many rounds of as many other processes, as a fraction: two runs vary by the square
+    root of two as much as either.
+    """
+    half = half_width(values, process, SECOND_RUNS)
+    return None if half is None else float(np.sqrt(2)) * half
 
 
 def stop_reason(log_ratios: Values, process: Sequence[int], processes: int, precision: float) -> str | None:
@@ -83,9 +94,9 @@ def _groups(values: Values, process: Sequence[int]) -> list[Values]:
     return [values[np.equal(process, number)] for number in np.unique(process)]
 
 
-def _student(count: int) -> float:
+def _student(count: int, nominal: float) -> float:
     """Return by how many standard errors the mean of ``count`` values may be off."""
-    return -float(stdtrit(count - 1, (1 - NOMINAL) / 2))
+    return -float(stdtrit(count - 1, (1 - nominal) / 2))
 
 
 def _standard_error(values: Values) -> float:

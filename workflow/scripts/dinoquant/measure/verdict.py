@@ -12,12 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 CONFIRMED = 0.05  # a second run confirms a ratio from which its own differs by less
-# Nine second runs in ten are to confirm what is ok: half a normal interval of 90 % over half of one of 96 %, which is
-# what the intervals are (`dinoquant.measure.stopping.NOMINAL`).
-NINE_IN_TEN = 0.8
-# How far a process may be from the next one of the same model (half a 95 % interval): timings that have only one cannot
-# know. In virtual machines of two processors it was 0.01 to 0.12, more for batches than for single images.
-PROCESS_HALF_WIDTH = 0.04
 # Processors that others had and the timing would have used, on average. Snakemake takes some while it waits; one busy
 # core beside two threads moved three of five ratios by 7 to 60 %.
 MOST_CONTENTION = 0.5
@@ -37,12 +31,12 @@ class Contention:
     throttles: int
 
 
-def judge(log_ratios: NDArray[np.float64], half: float | None, processes: int, contention: Contention) -> Verdict:
+def judge(log_ratios: NDArray[np.float64], second_run: float | None, processes: int, contention: Contention) -> Verdict:
     """Return the verdict on the rounds of one timing.
 
     Args:
         log_ratios: logarithms of the speed-up, by round, in the order of time.
-        half: half width of the speed-up's interval, as a fraction; None without an interval.
+        second_run: what `dinoquant.measure.stopping.second_run` says of them.
         processes: how many processes made the rounds.
         contention: what others did meanwhile.
     """
@@ -54,17 +48,16 @@ def judge(log_ratios: NDArray[np.float64], half: float | None, processes: int, c
         return "disturbed", f"the speed-up was {np.expm1(change):+.0%} where others had most of the processors"
     if change := trend(log_ratios):
         return "wide", f"the speed-up changed by {np.expm1(change):+.0%} over the rounds: time it again"
-    if half is None:
+    if second_run is None:
         return "wide", "too few rounds for an interval: raise latency.rounds"
-    return widened(half, PROCESS_HALF_WIDTH if processes == 1 else 0.0)
+    if processes == 1:
+        return "wide", "one process cannot tell how others differ: raise latency.processes"
+    return widened(second_run)
 
 
-def widened(half: float, more: float) -> Verdict:
-    """Return the verdict on a speed-up with this half width, where ``more`` may also separate two runs.
-
-    Both are fractions of the speed-up. The difference of two runs varies by the square root of two as much as either.
-    """
-    off = NINE_IN_TEN * float(np.sqrt(2) * np.hypot(half, more))
+def widened(second_run: float, more: float = 0.0) -> Verdict:
+    """Return the verdict on a speed-up from which a second run differs so much, and by ``more`` besides (fractions)."""
+    off = float(np.hypot(second_run, more))
     if off <= CONFIRMED:
         return "ok", ""
     return (

@@ -46,6 +46,7 @@ class Timing(TypedDict):
     speedup_ci_high: float | None
     verdict: str
     verdict_reason: str
+    second_run: float | None
     rounds: NotRequired[int]
     set_aside: NotRequired[SetAside]
     slow_shift: NotRequired[float | None]

@@ -193,21 +193,15 @@ def verdict(
         spoilt = f"int8 sums overflow on this processor: cosine {saturation['cosine']:.4f} to exact ones"
         return {"status": "saturates", "reason": spoilt}
     state, status, reason = states[_machine(timing)], timing["verdict"], timing["verdict_reason"]
-    if status == "ok" and (half := _half_width(timing)) is not None:
+    if status == "ok" and (differs := timing["second_run"]) is not None:
         probe, more = timing.get("probe_ms"), state.miss
         if probe and state.probe_ms and probe > SLOW * state.probe_ms:
             if state.slow_shift is None:
                 slow = f"the same piece of work took {probe:.2f} ms, not {state.probe_ms:.2f} as beside other rows"
                 return {"status": "disturbed", "reason": slow}
             more = max(more, state.slow_shift)
-        status, reason = widened(half, more) if more else (status, reason)
+        status, reason = widened(differs, more) if more else (status, reason)
     return {"status": status, "reason": reason or None}
-
-
-def _half_width(timing: Timing) -> float | None:
-    """Return half the width of the speed-up's interval, as a fraction, if it has one."""
-    low, high = timing["speedup_ci_low"], timing["speedup_ci_high"]
-    return float(np.log(high / low)) / 2 if low and high else None
 
 
 def _limits(path: str | Path | None) -> dict[tuple[str, str, int], float]:
