@@ -148,7 +148,7 @@ def test_a_doubtful_timing_is_explained(tmp_path: Path) -> None:
     write_tables(samples)
     html = _page(samples)
     assert "bf16 on cpu, batch size 1, is wide: calls became 9 % slower" in html
-    doubt = '<details class="banner"><summary>The timing of bf16 is wide</summary>calls became 9 % slower. To repeat'
+    doubt = '<details class="banner"><summary>The timing of bf16 is wide</summary>calls became 9 % slower.</details>'
     assert doubt in html
 
 

@@ -308,10 +308,11 @@ def _undecided(pick: Row, choice: Choice, budget: Budget) -> str | None:
 
 
 def _warning(row: Row) -> str:
-    return (
-        f"The timing of {row['variant']} is {row['status']}: {row['reason']}. To repeat it, delete "
-        f"results/latency/{row['device']}/{row['variant']}/batch{row['batch_size']}.json and run again."
-    )
+    doubt = f"The timing of {row['variant']} is {row['status']}: {row['reason']}."
+    if row["status"] != "disturbed":  # the reason says what to change, and a change times it again
+        return doubt
+    file = f"results/latency/{row['device']}/{row['variant']}/batch{row['batch_size']}.json"
+    return f"{doubt} To repeat it, delete {file} and run again."
 
 
 def _points(rows: Sequence[Row], name: str, sign: int) -> dict[str, tuple[float, float]]:
