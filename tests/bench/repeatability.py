@@ -71,7 +71,8 @@ def read(folder: Path) -> pd.DataFrame:
     """Return a row per cell of each run in `folder/{kind}/{run}/`, with the status that its summary would give."""
     rows = []
     for made in sorted(folder.glob("*/*")):
-        timings = {f"{path.parent.name}/{path.stem}": read_json(path) for path in sorted(made.glob("*/batch*.json"))}
+        files = {f"{path.parent.name}/{path.stem}": read_json(path) for path in sorted(made.glob("*/batch*.json"))}
+        timings = {cell: timing for cell, timing in files.items() if "unsupported" not in timing}
         states = machine_states(timings.values())
         about = {"kind": made.parent.name, "run": made.name}
         rows += [{**timing, **verdict(timing, states), **about, "cell": cell} for cell, timing in timings.items()]

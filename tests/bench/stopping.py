@@ -52,9 +52,11 @@ def record(folders: Sequence[Path]) -> None:
     cells: dict[str, list[list[float]]] = {}
     for path in sorted(path for folder in folders for path in folder.glob("latency/*/*/batch*.json")):
         timing = read_json(path)
+        if "unsupported" in timing:
+            continue
         ratios, process = log_ratios(timing["samples_ms"]), np.array(timing["process"])
         by_process = [np.round(ratios[process == number], 5).tolist() for number in np.unique(process)]
-        cells.setdefault(f"{path.parent.name}/{path.stem}", []).extend(by_process)
+        cells.setdefault("/".join([*path.parts[-3:-1], path.stem]), []).extend(by_process)
     if not any(len(processes) > 1 for processes in cells.values()):
         sys.exit("No cell was timed by two processes or more: set latency.processes above 1, or record several runs.")
     write_json(RECORDED, cells)

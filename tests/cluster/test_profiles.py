@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -26,6 +27,21 @@ def test_every_key_is_an_option_of_snakemake(profile: str) -> None:
 def _slurm_options() -> set[str]:
     plugin = pytest.importorskip("snakemake_executor_plugin_slurm")
     return {f"slurm-{field.name.replace('_', '-')}" for field in dataclasses.fields(plugin.ExecutorSettings)}
+
+
+@pytest.mark.parametrize("profile", ["slurm", "generic"])
+def test_every_timing_has_its_node_to_itself(profile: str) -> None:
+    """Snakemake looks up rules by their own names: one that is made of another has none of its entries."""
+    content = yaml.safe_load((PROFILES / profile / "config.yaml").read_text())
+    text = "".join(path.read_text() for path in sorted((PROFILES.parent / "workflow" / "rules").glob("*.smk")))
+    rules = re.findall(r"^(?:rule|use rule (\w+) as) (\w+)(.*?)(?=^\S|\Z)", text, re.MULTILINE | re.DOTALL)
+    timed: set[str] = set()
+    for base, name, body in rules:
+        if "threads: whole_machine" in body or base in timed:
+            timed.add(name)
+    assert {"measure_latency", "measure_scaling", "measure_machine"} < timed
+    assert content["set-threads"].keys() == timed
+    assert timed <= content["set-resources"].keys()
 
 
 def test_submit_command_passes_what_the_script_takes() -> None:

@@ -36,12 +36,13 @@ SUBMITTED = {
     "evaluate_probe",
     "measure_patches",
     "measure_latency",
+    "measure_scaling",
     "measure_footprint",
     "measure_energy",
     "measure_machine",
 }
 GROUPED = "accuracy_evaluate_accuracy"  # the group, and the rule of its members
-TIMED = {"measure_latency", "measure_footprint", "measure_energy", "measure_machine"}
+TIMED = {"measure_latency", "measure_scaling", "measure_footprint", "measure_energy", "measure_machine"}
 # With fp32, which is always there, the fewest jobs that a whole run can have.
 VARIANT = "int8-dynamic-linear"
 # First poll after so many seconds: about what a job takes. Every poll in vain, or of a failed job, makes the next wait
@@ -201,7 +202,7 @@ def directory(cluster: Cluster, troubles: Run, tmp_path_factory: pytest.TempPath
     """The working directory of a small run on the cluster that has ended well."""
     directory = tmp_path_factory.mktemp("run")
     overlay = directory / "overlay.yaml"
-    overlay.write_text(yaml.safe_dump({"presets": ["fp32", VARIANT]}))
+    overlay.write_text(yaml.safe_dump({"presets": ["fp32", VARIANT], "latency": {"thread_scaling": [1]}}))
     status, output = cluster.start(directory, POLL_SECONDS, "--configfile", *SMALL, overlay).end()
     assert status == 0, output
     return directory

@@ -31,6 +31,7 @@ DETERMINED = (
     "results/accuracy/*.json",
     "results/probe/*.json",
     "results/attention/*.npz",
+    "results/patches/*",
 )
 # Who is killed: a job's script, the scheduler alone (its jobs live on), or all at once, as by a power cut.
 VICTIMS = ("job", "job", "scheduler", "everything")

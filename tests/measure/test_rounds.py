@@ -11,7 +11,7 @@ import pytest
 from dinoquant.measure import rounds
 from dinoquant.measure.intervals import combine
 from dinoquant.measure.process import repeat
-from dinoquant.measure.rounds import Counts, ProcessRounds, TimingProtocol, interleave, warm_up
+from dinoquant.measure.rounds import Counts, ProcessRounds, TimingProtocol, interleave, overtime, warm_up
 
 
 def scripted(times_ms: list[float], monkeypatch: pytest.MonkeyPatch) -> Callable[[], float]:
@@ -118,11 +118,13 @@ def test_a_timing_of_one_process_ends_when_its_speedup_is_known(machine: Machine
     assert 6 <= result["rounds"] < 40
 
 
-def test_rounds_that_take_much_longer_than_they_should_are_not_all_made(machine: Machine) -> None:
-    protocol = TimingProtocol(rounds=30, processes=1, precision=0.0, block_seconds=0.001, warmup_seconds=0.1, seed=0)
-    result = timed({"variant": machine.call(10), "fp32": machine.call(10)}, protocol)
-    assert result["stopped"] == "budget"
-    assert 6 <= result["rounds"] < 15, "30 rounds of two blocks should last 60 ms, and three times that are nine rounds"
+def test_rounds_that_take_much_longer_than_they_should_are_not_all_made() -> None:
+    """Blocks of 20 ms: beside something else two calls of 10 ms took 100 ms, and one of 30 ms is as long as it is."""
+    slow, slower = [[10.0, 90.0]] * 6, [[10.0, 190.0]] * 6
+    assert overtime({"variant": slow, "fp32": slower}, 0.02)
+    assert not overtime({"variant": slow[:5], "fp32": slower[:5]}, 0.02), "too few for an interval"
+    assert not overtime({"variant": [[10.0, 11.0]] * 6, "fp32": [[10.0, 40.0]] * 6}, 0.02)
+    assert not overtime({"variant": [[300.0]] * 6, "fp32": [[310.0]] * 6}, 0.02)
 
 
 def test_no_more_processes_than_it_takes(machine: Machine) -> None:

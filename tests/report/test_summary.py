@@ -161,7 +161,7 @@ def test_what_other_stages_measured_is_joined_and_may_be_missing(samples: Sample
     card.parent.mkdir()
     card.write_text(json.dumps({"variant": "bf16", "convert_s": 41.5}))
     probe.write_text(json.dumps({"variant": "bf16", "probe_top1": 61.5, "probe_top1_drop": 0.5}))
-    energy.write_text(json.dumps({"variant": "bf16", "device": "cpu", "energy_mj_per_image": 9.5}))
+    energy.write_text(json.dumps({"variant": "bf16", "device": "cpu", "batch_size": 1, "energy_mj_per_image": 9.5}))
     limits.write_text("variant,device,batch_size,limit_ms\nbf16,cpu,1,6.0\nfp32,cpu,1,\n")
     table = summarise(
         *(samples.latency, samples.footprint, samples.accuracy, samples.audits, samples.models),
@@ -173,6 +173,7 @@ def test_what_other_stages_measured_is_joined_and_may_be_missing(samples: Sample
     )
     row = _row(table, "bf16", "cpu")
     assert tuple(row[["energy_mj_per_image", "limit_ms", "over_limit"]]) == (9.5, 6.0, 3.0)
+    assert pd.isna(_row(table, "bf16", "cpu", 16)["energy_mj_per_image"]), "it was measured at another batch size"
     assert tuple(row[["knn_top1", "probe_top1", "probe_top1_drop"]]) == (23.55, 61.5, 0.5)
     assert tuple(row[["convert_s", "size_mb"]]) == (41.5, 43.5)
     assert pd.isna(_row(table, "fp32", "cpu")["convert_s"])

@@ -189,6 +189,12 @@ def test_what_is_compiled_is_quantized_first_and_audited_last(run: Checkout) -> 
     assert set(run.stale(overlay=overlay)) == {*made, *others, *AGGREGATE}
 
 
+def test_what_a_worker_loads_models_with_is_code_of_every_footprint(run: Checkout) -> None:
+    """Its process imports that by name, which no import in the script shows."""
+    append(run, "workflow/scripts/dinoquant/runtimes/torchscript.py")
+    assert footprint(*VARIANTS) <= set(run.stale())
+
+
 def test_a_script(run: Checkout) -> None:
     append(run, "workflow/scripts/evaluate_accuracy.py")
     assert set(run.stale()) == accuracy(*VARIANTS) | AGGREGATE

@@ -35,7 +35,7 @@ use rule measure_latency as measure_scaling with:
 rule measure_footprint:
     input:
         model=lambda wildcards: artifact(wildcards.variant),
-        code=lambda wildcards: code("measure_footprint", *runtime_modules(wildcards.variant)),
+        code=lambda wildcards: code("measure_footprint", f"dinoquant.runtimes.{runtime_of(wildcards.variant)}"),
         lock=lambda wildcards: locks(wildcards.variant),
     output:
         json="results/footprint/{device}/{variant}.json",

@@ -19,7 +19,7 @@ rule record_provenance:
             "results/data/dataset.json",
             "results/models/fp32/state_dict.pt",
             "results/models/fp32/info.json",
-            *[file for variant in TORCHSCRIPT for file in artifacts(variant)],
+            *[f"results/models/{variant}/model.pt" for variant in VARIANTS if has_torchscript(variant)],
             *AUDITS,
             *[f"results/features/{variant}.npz" for variant in EXTRACTED],
             *ACCURACIES,

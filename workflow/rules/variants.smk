@@ -58,6 +58,11 @@ def compiled(variant):
     return runtime_of(variant) != runtimes.TORCHSCRIPT and bool(recipe_of(variant).module)
 
 
+def has_torchscript(variant):
+    """Tell whether there is a TorchScript file of the variant: its model, or what that is compiled from."""
+    return runtime_of(variant) == runtimes.TORCHSCRIPT or (compiled(variant) and bool(artifacts(variant)))
+
+
 COMPILED = pattern(filter(compiled, VARIANTS))
 
 
@@ -70,6 +75,8 @@ def artifacts(variant):
 
 def artifact(variant):
     """Return the file of the variant's model that is loaded, and measured."""
+    if missing := runtimes.missing(runtime_of(variant)):
+        raise WorkflowError(f"{variant}: {missing}")
     return artifacts(variant)[0]
 
 
@@ -81,8 +88,8 @@ def card(variant):
 
 def deployed(variant):
     """Return what to deploy of a variant: its model, the card, and the TorchScript file that it was compiled from."""
-    fallback = compiled(variant) and artifacts(variant)
-    return artifacts(variant) + card(variant) + ([f"results/models/{variant}/model.pt"] if fallback else [])
+    fallback = [f"results/models/{variant}/model.pt"] if has_torchscript(variant) else []
+    return list(dict.fromkeys(artifacts(variant) + card(variant) + fallback))
 
 
 CARDS = [file for variant in VARIANTS for file in card(variant)]

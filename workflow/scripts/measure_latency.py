@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from dinoquant.files import write_json
 from dinoquant.job import job, record_span
-from dinoquant.machine import compute_threads, describe, resolve_threads
+from dinoquant.machine import describe, processors, resolve_threads
 from dinoquant.measure.intervals import combine, noise_floor
 from dinoquant.measure.process import Request, in_process, repeat
 from dinoquant.measure.rounds import TimingProtocol
@@ -20,7 +20,8 @@ def timed(request: Request, baseline: bool) -> dict[str, Any]:
     parts = repeat(lambda process, counts: in_process(request, process, counts), request.protocol)
     for part in parts:
         record_span("measure", part["started"], part["finished"])
-    idle = compute_threads() - (request.threads if request.device == "cpu" else 1)  # a GPU is fed by one
+    # Of the processors that are watched: a container with a quota may run on all, whoever else is busy on some.
+    idle = processors() - (request.threads if request.device == "cpu" else 1)  # a GPU is fed by one
     result = combine(parts, batch_size=request.batch_size, protocol=request.protocol, idle=idle)
     if baseline:
         result["noise_floor"] = noise_floor(result)

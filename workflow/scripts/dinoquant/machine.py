@@ -68,14 +68,18 @@ class Machine(TypedDict):
     git: GitState | None
 
 
+def processors() -> int:
+    """Return how many processors this process may run on, by its affinity mask."""
+    return len(PROCESSORS) if PROCESSORS is not None else os.cpu_count() or 1
+
+
 def compute_threads() -> int:
     """Return how many threads have a processor each: by the affinity mask, and by a container's quota.
 
     A quota of 2.5 processors is 2 threads: a third one would have all of them throttled.
     """
-    processors = len(PROCESSORS) if PROCESSORS is not None else os.cpu_count() or 1
     quota = cpu_quota()
-    return processors if quota is None else max(1, min(processors, int(quota)))
+    return processors() if quota is None else max(1, min(processors(), int(quota)))
 
 
 def resolve_threads(asked: int | str, key: str) -> int:

@@ -20,9 +20,10 @@ from dinoquant.measure.rounds import (
     TimingProtocol,
     WarmupRecord,
     log_ratios,
+    overtime,
     untimed_calls,
 )
-from dinoquant.measure.stopping import CONFIDENCE, center, interval, second_run, stop_reason
+from dinoquant.measure.stopping import CONFIDENCE, MIN_PROCESSES, center, interval, second_run, stop_reason
 from dinoquant.measure.verdict import Contention, judge
 from dinoquant.measure.watch import Activities, full_speed, merge
 
@@ -76,8 +77,8 @@ def combine(
     Only rounds for which the machine was at its best count, the others are ``set_aside``; see
     `dinoquant.measure.watch.full_speed`. ``idle`` is how many processors the timing leaves to others; the verdict is
     that of `dinoquant.measure.verdict.judge`. ``stopped`` says what ended the timing: "precise" or "slower" (as
-    `dinoquant.measure.stopping.stop_reason`), or "budget", and ``slow_shift`` by how much the speed-up differed in the
-    rounds that were set aside, as a fraction.
+    `dinoquant.measure.stopping.stop_reason`), "overtime" or "budget", and ``slow_shift`` by how much the speed-up
+    differed in the rounds that were set aside, as a fraction.
     """
     kept = kept_rounds(parts)
     samples, process = _counted(parts, kept)
@@ -87,7 +88,7 @@ def combine(
     others = activities.get("foreign", 0.0) + activities.get("steal", 0.0)
     contention = Contention(max(0.0, others - idle), load, activities.get("throttles") or 0)
     differs = second_run(ratios, process)
-    verdict, reason = judge(ratios, differs, len(parts), contention)
+    verdict, reason = judge(ratios, differs, len(set(process)), contention)
     counts = parts[0]["calls_per_block"]
     return {
         "batch_size": batch_size,
@@ -118,7 +119,10 @@ def combine(
 def stopped(parts: Sequence[ProcessRounds], protocol: TimingProtocol) -> str | None:
     """Return why the rounds of these processes are enough; None if they are not."""
     samples, process = _counted(parts, kept_rounds(parts))
-    return stop_reason(log_ratios(samples), process, protocol.processes, protocol.precision)
+    if reason := stop_reason(log_ratios(samples), process, protocol.processes, protocol.precision):
+        return reason
+    enough = len(parts) >= min(MIN_PROCESSES, protocol.processes)
+    return "overtime" if enough and overtime(samples, protocol.block_seconds) else None
 
 
 def kept_rounds(parts: Sequence[ProcessRounds]) -> list[list[bool]]:

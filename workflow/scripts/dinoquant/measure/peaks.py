@@ -103,6 +103,8 @@ def measure(device: str, threads: int) -> Peaks:
                         {"precision": precision, "kernel": name, "round": number, **speed} for speed in by_size
                     ]
             memory.append(bandwidth(device, timer))
+    if (cache := memory[-1]["cache_bytes"]) and cache > memory[-1]["array_bytes"] / 2:
+        notes["memory"] = f"caches of {cache / 1e6:.0f} MB hold much of the arrays: the bandwidth is partly theirs"
     if disturbed := disturbance(products):
         notes["rounds"] = disturbed
     if not exact:

@@ -26,7 +26,7 @@ MIN_CALLS_FOR_UNTIMED = 10
 STEADY_GROUP_SECONDS = 0.1
 STEADY_TOLERANCE = 0.05
 MIN_CALLS_OF_PASS = 3
-OVERTIME = 3  # times what its blocks should last, after which a process that has six rounds makes no more
+OVERTIME = 3  # times what the blocks should last, after which a timing that has six rounds makes no more
 
 Call = Callable[[], float]
 Counts = Mapping[str, int]  # calls in a block, by arm
@@ -121,14 +121,13 @@ def measure(
         warmups = {arm: warm_up(calls[arm], protocol.warmup_seconds) for arm in ARMS}
         counts = counts or {arm: calls_per_block(warmups[arm].call_seconds, protocol.block_seconds) for arm in ARMS}
         watch = MachineWatch(probe)
-        last_start = time.perf_counter() + OVERTIME * protocol.rounds_each * len(ARMS) * protocol.block_seconds
 
         def enough(samples: Samples) -> bool:
+            if protocol.processes > 1:
+                return False  # whoever started the process knows those before
             values = log_ratios(samples)[full_speed([watch.probe_ms])[0]] if probe else log_ratios(samples)
-            if len(values) >= MIN_ROUNDS and time.perf_counter() > last_start:
-                return True
             known = stop_reason(values, [process] * len(values), 1, protocol.precision) is not None
-            return known and protocol.processes == 1
+            return known or overtime(samples, protocol.block_seconds)
 
         seed = [protocol.seed, process]
         samples, first = interleave(calls, counts, protocol.rounds_each, seed, watch.observe, enough)
@@ -228,6 +227,14 @@ def interleave(
         if enough and enough(samples):
             break
     return samples, first
+
+
+def overtime(samples: Samples, block_seconds: float) -> bool:
+    """Tell whether six rounds or more took three times as long as they should: as a block, or one call at its best."""
+    rounds = len(samples[ARMS[0]])
+    spent = sum(sum(block) for arm in ARMS for block in samples[arm])
+    due = rounds * sum(max(block_seconds * 1e3, min(map(min, samples[arm]))) for arm in ARMS) if rounds else 0.0
+    return rounds >= MIN_ROUNDS and spent > OVERTIME * due
 
 
 def log_ratios(samples: Samples) -> NDArray[np.float64]:

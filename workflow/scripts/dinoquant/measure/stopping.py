@@ -39,7 +39,7 @@ def center(values: Values, process: Sequence[int]) -> float:
 
 
 def half_width(values: Values, process: Sequence[int], nominal: float = NOMINAL) -> float | None:
-    """Return half the width of the interval around `center`; None with fewer than 6 rounds, or nothing to compare.
+    """Return half the width of the interval around `center`; None with fewer than 6 rounds.
 
     ``values`` [rounds] are logarithms, so that the result is a fraction of what they are logarithms of, and ``process``
     is the number of the process that made each. Processes that agree by chance cannot make the interval narrower than

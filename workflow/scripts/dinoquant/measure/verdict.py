@@ -15,10 +15,12 @@ CONFIRMED = 0.05  # a second run confirms a ratio from which its own differs by 
 # Processors that others had and the timing would have used, on average. Snakemake takes some while it waits; one busy
 # core beside two threads moved three of five ratios by 7 to 60 %.
 MOST_CONTENTION = 0.5
+LEAST_CONTENTION = 0.1  # others that never had more of the processors move no ratio
 # A trend is what chance would hardly make of as many rounds, and what changes the speed-up by more than this.
 TREND_Z = 2.58  # p = 0.01
 TREND_SIZE = 0.05
 
+MORE = "raise latency.rounds and latency.processes"
 Verdict = tuple[str, str]  # the word, and why; no reason is given for ok
 
 
@@ -44,10 +46,11 @@ def judge(log_ratios: NDArray[np.float64], second_run: float | None, processes: 
         return "disturbed", f"the processors were throttled, or their quota used up, {contention.throttles} times"
     if contention.mean > MOST_CONTENTION:
         return "disturbed", f"others had {contention.mean:.1f} of the processors that it needs"
-    if contention.by_round and (change := trend(log_ratios[np.argsort(contention.by_round, kind="stable")])):
+    by_load = log_ratios[np.argsort(contention.by_round, kind="stable")]
+    if max(contention.by_round, default=0.0) > LEAST_CONTENTION and (change := trend(by_load)):
         return "disturbed", f"the speed-up was {np.expm1(change):+.0%} where others had most of the processors"
     if change := trend(log_ratios):
-        return "wide", f"the speed-up changed by {np.expm1(change):+.0%} over the rounds: time it again"
+        return "wide", f"the speed-up changed by {np.expm1(change):+.0%} over the rounds: {MORE}"
     if second_run is None:
         return "wide", "too few rounds for an interval: raise latency.rounds"
     if processes == 1:
@@ -60,10 +63,9 @@ def widened(second_run: float, more: float = 0.0) -> Verdict:
     off = float(np.hypot(second_run, more))
     if off <= CONFIRMED:
         return "ok", ""
-    return (
-        "wide",
-        f"a second run may differ by {off:.0%}: raise latency.rounds and latency.processes",
-    )
+    if more > CONFIRMED:
+        return "wide", f"a second run may differ by {off:.0%}, as the control or slow rounds show: wait for quiet"
+    return "wide", f"a second run may differ by {off:.0%}: {MORE}"
 
 
 def trend(values: NDArray[np.float64]) -> float | None:

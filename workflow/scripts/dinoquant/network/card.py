@@ -72,7 +72,7 @@ def read_card(model: Path) -> Card:
         with zipfile.ZipFile(model) as archive:
             members = [name for name in archive.namelist() if name.partition("/")[2] == MEMBER]
             card: Card = json.loads(archive.read(members[0]))
-    except (zipfile.BadZipFile, IndexError, ValueError) as error:
+    except (zipfile.BadZipFile, zlib.error, IndexError, ValueError) as error:
         raise UserError(
             f"{model} is not a model of this workflow: expected a TorchScript file with {MEMBER} in it ({error!r}). "
             f"{AGAIN}"

@@ -151,7 +151,7 @@ COLUMNS = [
     Column("first_inference_ms", Source.FOOTPRINT, "first call", "ms", ".0f", "lower",
            "Time of the first call there, on one image."),
     Column("energy_mj_per_image", Source.ENERGY, "mJ per image", "", ".1f", "lower",
-           "Millijoules, by the counters of the processor or the GPU."),
+           "Millijoules, at the smallest batch size, by the counters of the processor or the GPU."),
     Column("energy_reason", Source.ENERGY, "", "", "s", "",
            "Why there is no energy."),
     Column("knn_top1", Source.ACCURACY, "k-NN top-1", "%", ".2f", "higher",

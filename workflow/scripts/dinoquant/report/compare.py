@@ -96,7 +96,7 @@ def _verdict(a: Row, b: Row) -> str:
 
 def _changes(a: Row, b: Row) -> Iterator[str]:
     """Yield what changed from ``a`` to ``b``, a column after the other."""
-    floor = max(number(row, "noise_floor") or 0.0 for row in (a, b))
+    floors = [floor for row in (a, b) if (floor := number(row, "noise_floor")) is not None]
     for column in SHOWN:
         before, after = number(a, column.name), number(b, column.name)
         if before is None or after is None:
@@ -111,8 +111,8 @@ def _changes(a: Row, b: Row) -> Iterator[str]:
             # By how much the larger exceeds the smaller is the same in either direction.
             if disjoint is None:
                 yield f"{change}, without intervals to judge by"
-            elif disjoint and max(before, after) / min(before, after) - 1 > floor:
-                yield change
+            elif disjoint and max(before, after) / min(before, after) - 1 > max(floors, default=0.0):
+                yield change if len(floors) == 2 else f"{change}, without a noise floor to judge by"
 
 
 def _disjoint(column: Column, a: Row, b: Row) -> bool | None:

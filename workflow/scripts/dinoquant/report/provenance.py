@@ -67,6 +67,9 @@ def record(
     varying = sorted(varying)
     recorded_on = describe()
     measured = [read_json(path) for path in varying if path.endswith(".json")]
+    machines = [content["machine"] for content in measured if "machine" in content]
+    nodes = {machine["node"] for machine in machines}
+    extracting = [machine for content in measured for machine in content.get("machines", [])]
     return {
         "inputs": {name: read_json(path) for name, path in receipts.items()},
         "config": dict(config),
@@ -74,7 +77,7 @@ def record(
         "snakemake": snakemake,
         "git": recorded_on["git"] or NO_COMMIT,
         "recorded_on": {key: value for key, value in recorded_on.items() if key != "git"},
-        "measured_on": _distinct(content["machine"] for content in measured if "machine" in content),
+        "measured_on": _distinct([*machines, *(other for other in extracting if other["node"] not in nodes)]),
         "deterministic": {path: sha256(path) for path in sorted(deterministic)},
         "varying": {path: sha256(path) for path in varying},
     }

@@ -309,7 +309,7 @@ def _undecided(pick: Row, choice: Choice, budget: Budget) -> str | None:
 
 def _warning(row: Row) -> str:
     doubt = f"The timing of {row['variant']} is {row['status']}: {row['reason']}."
-    if row["status"] != "disturbed":  # the reason says what to change, and a change times it again
+    if row["status"] != "disturbed":  # the reason names the keys, whose change times it again
         return doubt
     file = f"results/latency/{row['device']}/{row['variant']}/batch{row['batch_size']}.json"
     return f"{doubt} To repeat it, delete {file} and run again."

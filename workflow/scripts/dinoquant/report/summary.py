@@ -68,10 +68,8 @@ def summarise(
     for timing in map(read_json, latency):
         results = refusals if "unsupported" in timing else timings
         results[timing["variant"], timing["device"], timing["batch_size"]] = timing
-    footprints, energies = (
-        {(record["variant"], record["device"]): record for record in map(read_json, paths)}
-        for paths in (footprint, energy)
-    )
+    footprints = {(record["variant"], record["device"]): record for record in map(read_json, footprint)}
+    energies = {(each["variant"], each["device"], each["batch_size"]): each for each in map(read_json, energy)}
     accuracies, probes, patch_tokens = (
         {record["variant"]: record for record in map(read_json, paths)} for paths in (accuracy, probe, patches)
     )
@@ -101,7 +99,7 @@ def summarise(
                 Source.BASELINE_LATENCY: _noise_floor(timing, timings.get((BASELINE, device, batch_size))),
                 Source.LIMITS: {"limit_ms": limit, "over_limit": limit and timing["latency_p50_ms"] / limit},
                 Source.FOOTPRINT: _required(footprints, (variant, device), "footprint"),
-                Source.ENERGY: energies.get((variant, device), {}),
+                Source.ENERGY: energies.get(cell, {}),
                 Source.ACCURACY: accuracies.get(variant, {}),
                 Source.PROBE: probes.get(variant, {}),
                 Source.PATCHES: patch_tokens.get(variant, {}),

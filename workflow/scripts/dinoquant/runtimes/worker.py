@@ -19,6 +19,7 @@ from typing import Any, cast
 import numpy as np
 
 from dinoquant.errors import UserError
+from dinoquant.job import end_with_parent
 from dinoquant.machine import require_processors
 from dinoquant.network.card import Card
 from dinoquant.runtimes import RUNTIMES
@@ -129,5 +130,6 @@ def serve(connection: Connection, name: str, threads: int, device: str, timed: b
 
 
 if __name__ == "__main__":
+    end_with_parent()  # who may be killed while this one is compiling
     os.dup2(2, 1)  # what the libraries print is no result of this project's jobs
     serve(Connection(int(sys.argv[1])), sys.argv[2], int(sys.argv[3]), sys.argv[4], timed="timed" in sys.argv[5:])
