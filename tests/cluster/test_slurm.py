@@ -342,8 +342,8 @@ def failures(cluster: Cluster, directory: Path, troubles: Run, tmp_path_factory:
         return Failures(gpu.end(), node.end(), ended, int(pid.read_text()))
     finally:
         cluster.ask("scontrol", "update", "NodeName=cpu1", "State=RESUME")
-        # Without cgroups Slurm does not see that its job step outlived the node; it would stay behind on this machine.
-        subprocess.run(["pkill", "-KILL", "-f", f"{JOBS} --target-jobs loses_its_node"], check=False)
+        # Without cgroups Slurm does not see that the steps of these jobs outlive them; they would stay behind here.
+        subprocess.run(["pkill", "-KILL", "-f", f"{JOBS} --target-jobs (loses_its_node|endless)"], check=False)
 
 
 @pytest.mark.skipif(cuda_devices() > 0, reason="this machine has a GPU: the job would not fail")

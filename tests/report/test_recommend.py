@@ -245,6 +245,8 @@ def test_a_doubtful_timing_loses_a_tie_and_is_picked_only_with_a_warning() -> No
     ]
     vague = row("vague", 5.1, 0.999, 10, width=0.3, status="wide", reason="raise latency.processes")
     assert on_cpu(FP32, vague, BF16)["warnings"] == ["The timing of vague is wide: raise latency.processes."]
+    bf16 = {**BF16, "status": "wide", "reason": "raise latency.processes"}
+    assert on_cpu(FP32, vague, bf16)["warnings"] == ["The timing of vague and bf16 is wide: raise latency.processes."]
 
 
 def test_fp32_is_the_answer_where_nothing_is_faster() -> None:

@@ -4,7 +4,7 @@
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TypedDict
 
 from dinoquant.report.choice import (
@@ -123,7 +123,7 @@ def _on_device(rows: Sequence[Row], device: str, budget: Budget, config: Recomme
         "reasons": _reasons(pick, choice, budget, rejected) if pick else [],
         "alternatives": _alternatives(pick, choice, rejected) if pick else [],
         "warnings": [
-            *(_warning(row) for row in (pick, runner_up) if pick and row and row["status"] != "ok"),
+            *_warnings([row for row in (pick, runner_up) if pick and row and row["status"] != "ok"]),
             *([text] if pick and judged and (text := _undecided(pick, choice, budget)) else []),
         ],
         "runner_up": (
@@ -307,12 +307,16 @@ def _undecided(pick: Row, choice: Choice, budget: Budget) -> str | None:
     )
 
 
-def _warning(row: Row) -> str:
-    doubt = f"The timing of {row['variant']} is {row['status']}: {row['reason']}."
-    if row["status"] != "disturbed":  # the reason names the keys, whose change times it again
-        return doubt
-    file = f"results/latency/{row['device']}/{row['variant']}/batch{row['batch_size']}.json"
-    return f"{doubt} To repeat it, delete {file} and run again."
+def _warnings(rows: Sequence[Row]) -> Iterator[str]:
+    """Yield a sentence for each doubt about these timings, and how to repeat what no key of the config repeats."""
+    alike: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        alike.setdefault((row["status"], row["reason"]), []).append(row)
+    for (status, reason), same in alike.items():
+        doubt = f"The timing of {' and '.join(row['variant'] for row in same)} is {status}: {reason}."
+        files = [f"results/latency/{row['device']}/{row['variant']}/batch{row['batch_size']}.json" for row in same]
+        repeat = f" To repeat it, delete {' and '.join(files)} and run again."
+        yield doubt + (repeat if status == "disturbed" else "")
 
 
 def _points(rows: Sequence[Row], name: str, sign: int) -> dict[str, tuple[float, float]]:
