@@ -1,5 +1,6 @@
 """Which quantization of this Vision Transformer to deploy on this machine, and what it costs: the table of contents."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -8,6 +9,10 @@ from snakemake.utils import min_version
 from yaml import safe_load
 
 min_version("9.0")
+
+# For all jobs. PyTorch writes the constants of what it has scripted in the order of a set of strings: where these hash
+# otherwise, the same model is other bytes.
+os.environ["PYTHONHASHSEED"] = "0"
 
 # Where this file is, also if another workflow takes it as a module, or a run is elsewhere (--directory).
 ROOT = Path(str(workflow.current_basedir))

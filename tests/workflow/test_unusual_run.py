@@ -3,6 +3,7 @@ bfloat16, and a variant that chooses by the analysis of single modules."""
 
 import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -58,6 +59,16 @@ def rows(unusual: Checkout) -> dict[str, dict[str, str]]:
     """The summary's, by variant."""
     with (unusual.folder / "results" / "summary.csv").open(newline="") as stream:
         return {row["variant"]: row for row in csv.DictReader(stream)}
+
+
+def test_a_model_made_again_is_the_same_bytes(unusual: Checkout, tmp_path: Path) -> None:
+    """Also one of which parts are scripted, not traced."""
+    again, model = unusual.copy(tmp_path / "workflow"), "results/models/int8-auto/model.pt"
+    before = (again.folder / model).read_bytes()
+    done = again.snakemake(model, "--forcerun", "quantize", overlay=OVERLAY, **CAPS)
+    assert done.returncode == 0, done.stdout
+    assert "rule quantize" in done.stdout
+    assert (again.folder / model).read_bytes() == before
 
 
 def test_photographs_without_labels_have_cosines_alone(unusual: Checkout, rows: dict[str, dict[str, str]]) -> None:
