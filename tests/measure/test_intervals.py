@@ -163,6 +163,9 @@ def test_why_a_timing_stopped_is_noted() -> None:
     assert combined(part([4.0, 4.02] * 4))["stopped"] == "precise"
     assert combined(part([0.7, 0.76] * 4))["stopped"] == "slower"
     assert combined(part([4.0, 6.0] * 4))["stopped"] == "budget"
+    stalled = part([5.0, 1400.0])  # fp32's blocks, which should be of 100 ms
+    assert combined(stalled, stalled, stalled)["stopped"] == "overtime"
+    assert combined(stalled, stalled)["stopped"] == "budget", "too few rounds"
 
 
 def test_the_noise_floor_is_the_farther_end() -> None:

@@ -1,5 +1,6 @@
 """The card inside a model file."""
 
+import json
 import zipfile
 from pathlib import Path
 
@@ -33,6 +34,15 @@ def test_a_broken_file_is_a_readable_error(tmp_path: Path, content: bytes) -> No
     path = tmp_path / "model.pt"
     path.write_bytes(content)
     with pytest.raises(UserError, match="expected a TorchScript file"):
+        read_card(path)
+
+
+def test_a_wrong_bit_in_a_compressed_card_is_a_readable_error(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("model/extra/dinoquant.json", json.dumps([str(n) for n in range(1000)]))
+    damage(path, "dinoquant.json")
+    with pytest.raises(UserError, match=r"model\.pt is not a model of this workflow"):
         read_card(path)
 
 

@@ -76,6 +76,12 @@ def test_the_noise_floor_of_either_run_counts(runs: tuple[Samples, Samples], dis
     assert verdict(compared(runs), "bf16") == "no change"
 
 
+def test_a_change_that_no_noise_floor_was_measured_for_says_so(runs: tuple[Samples, Samples]) -> None:
+    change(runs[1], "latency/cpu/bf16/batch1.json", times(1.2, "speedup"))
+    change(runs[1], "latency/cpu/fp32/batch1.json", lambda _: {"noise_floor": None})
+    assert verdict(compared(runs), "bf16") == "speed-up +20.0%, without a noise floor to judge by"
+
+
 def test_what_does_not_depend_on_the_moment_is_compared_exactly(runs: tuple[Samples, Samples]) -> None:
     change(runs[1], "accuracy/bf16.json", lambda content: {"cosine_mean": content["cosine_mean"] - 0.00002})
     change(runs[1], "accuracy/int8-static.json", lambda _: {"knn_top1": 20.0})

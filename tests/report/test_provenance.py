@@ -16,7 +16,7 @@ FILES = {
     "results/latency/cpu/fp32/batch1.json": json.dumps({"machine": {"node": "a"}}),
     "results/latency/cpu/fp32/batch2.json": json.dumps({"machine": {"node": "b"}}),
     "results/latency/cpu/fp32/batch4.json": json.dumps({"machine": {"node": "a"}}),
-    "results/features/fp32.json": json.dumps({"seconds": 1}),
+    "results/features/fp32.json": json.dumps({"seconds": 1, "machines": [{"node": "a"}, {"node": "only extracts"}]}),
     "results/summary.csv": "variant\n",
     "resources/a.zip": "archive",
 }
@@ -61,7 +61,7 @@ def test_a_missing_result_is_noticed_and_an_input_need_not_be_there(recorded: di
 def test_the_record_says_what_everything_was_made_from(recorded: dict) -> None:
     assert recorded["inputs"]["dataset"]["file"] == "resources/a.zip"
     assert recorded["locks"] == {"pipeline.lock": hashlib.sha256(b"torch==2").hexdigest()}
-    assert recorded["measured_on"] == [{"node": "a"}, {"node": "b"}]
+    assert recorded["measured_on"] == [{"node": "a"}, {"node": "b"}, {"node": "only extracts"}]
     assert recorded["recorded_on"]["node"] == describe()["node"]
     assert recorded["deterministic"]["results/accuracy/fp32.json"] == hashlib.sha256(b"{}").hexdigest()
 

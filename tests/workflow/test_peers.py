@@ -84,3 +84,6 @@ def test_without_the_environment_rows_say_how_to_get_it(run: Checkout) -> None:
     for row in map(summary(run).get, PEERS):
         assert (row["status"], row["latency_p50_ms"], row["size_mb"]) == ("unsupported", "", "")
         assert row["reason"] == "the peers' environment is missing: make peers"
+    one = run.snakemake(f"results/latency/cpu/{next(iter(PEERS))}/batch1.json", overlay=overlay)
+    assert one.returncode
+    assert f"{next(iter(PEERS))}: the peers' environment is missing: make peers" in one.stdout

@@ -123,14 +123,13 @@ def measure(
         watch = MachineWatch(probe)
 
         def enough(samples: Samples) -> bool:
-            if protocol.processes > 1:
-                return False  # whoever started the process knows those before
             values = log_ratios(samples)[full_speed([watch.probe_ms])[0]] if probe else log_ratios(samples)
             known = stop_reason(values, [process] * len(values), 1, protocol.precision) is not None
             return known or overtime(samples, protocol.block_seconds)
 
+        alone = enough if protocol.processes == 1 else None  # of several, who starts them knows what those before found
         seed = [protocol.seed, process]
-        samples, first = interleave(calls, counts, protocol.rounds_each, seed, watch.observe, enough)
+        samples, first = interleave(calls, counts, protocol.rounds_each, seed, watch.observe, alone)
         activity = watch.report()
         medians = {f"{name}_p50_ms": run_pass(call, protocol) for name, call in (passes or {}).items()}
     return {
@@ -232,9 +231,11 @@ def interleave(
 def overtime(samples: Samples, block_seconds: float) -> bool:
     """Tell whether six rounds or more took three times as long as they should: as a block, or one call at its best."""
     rounds = len(samples[ARMS[0]])
+    if rounds < MIN_ROUNDS:
+        return False
     spent = sum(sum(block) for arm in ARMS for block in samples[arm])
-    due = rounds * sum(max(block_seconds * 1e3, min(map(min, samples[arm]))) for arm in ARMS) if rounds else 0.0
-    return rounds >= MIN_ROUNDS and spent > OVERTIME * due
+    due = rounds * sum(max(block_seconds * 1e3, min(map(min, samples[arm]))) for arm in ARMS)
+    return spent > OVERTIME * due
 
 
 def log_ratios(samples: Samples) -> NDArray[np.float64]:

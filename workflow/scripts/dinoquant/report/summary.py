@@ -198,7 +198,7 @@ def verdict(
                 slow = f"the same piece of work took {probe:.2f} ms, not {state.probe_ms:.2f} as beside other rows"
                 return {"status": "disturbed", "reason": slow}
             more = max(more, state.slow_shift)
-        status, reason = widened(differs, more) if more else (status, reason)
+        status, reason = widened(differs, more)
     return {"status": status, "reason": reason or None}
 
 
