@@ -12,7 +12,7 @@ min_version("9.0")
 
 # For all jobs. PyTorch writes the constants of what it has scripted in the order of a set of strings: where these hash
 # otherwise, the same model is other bytes.
-os.environ["PYTHONHASHSEED"] = "0"
+os.environ.update(PYTHONHASHSEED="0")
 
 # Where this file is, also if another workflow takes it as a module, or a run is elsewhere (--directory).
 ROOT = Path(str(workflow.current_basedir))
