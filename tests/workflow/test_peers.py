@@ -12,7 +12,7 @@ from dinoquant import runtimes
 
 PEERS = {
     "ort": {"runtime": "onnxruntime", "recipe": "int8-static"},
-    "ov": {"runtime": "openvino", "recipe": "int8-nncf", "rest": "bf16"},
+    "ov": {"runtime": "openvino", "recipe": "int8-nncf", "rest": "fp32"},  # bf16 is refused on many processors
 }
 OVERLAY = {"variants": {"int8-static": None, **PEERS}}
 ADDED = {"export_onnx", "convert_onnxruntime variant=ort", "convert_openvino variant=ov"}
