@@ -1,6 +1,7 @@
 """Models of other runtimes: the process that runs them, and that they are the model that they were made of."""
 
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -29,7 +30,7 @@ from dinoquant.recipes.int8.processor import int8_is_exact
 from dinoquant.recipes.output import with_output
 from dinoquant.runtimes import footprint, inductor, onnx_file, remote
 from dinoquant.runtimes.opened import features_by, no_tokens, open_model, tokens_by
-from dinoquant.runtimes.remote import Remote
+from dinoquant.runtimes.remote import SCRIPTS, Remote
 from dinoquant.runtimes.saturation import Saturation, check
 from dinoquant.runtimes.worker import receive, send, serve
 
@@ -101,6 +102,43 @@ def test_a_process_that_dies_is_named_with_its_last_words(monkeypatch: pytest.Mo
     monkeypatch.setattr(remote, "python", lambda runtime: str(broken))
     with Remote("inductor", 1) as process, pytest.raises(RuntimeError, match=r"ended with 9:\nout of memory"):
         process.about()
+
+
+BUSY = """
+import sys, time
+from multiprocessing.connection import Connection
+from dinoquant.runtimes import remote
+
+def work(connection):
+    with open("line", "w") as line:
+        print("at work", file=line, flush=True)
+        time.sleep(60)
+
+if sys.argv[0] != "-c":  # the worker, which imports this as its sitecustomize
+    Connection.recv = work
+else:
+    remote.python = lambda runtime: "./python"
+    remote.Remote("inductor", 1).about()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has died")
+def test_a_worker_that_is_busy_ends_with_its_job(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(BUSY)
+    (tmp_path / "python").write_text(f'#!/bin/sh\nPYTHONPATH="$PYTHONPATH:{tmp_path}" exec {sys.executable} "$@"\n')
+    (tmp_path / "python").chmod(0o755)
+    os.mkfifo(tmp_path / "line")
+    with (
+        subprocess.Popen(
+            [sys.executable, "-c", BUSY], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(SCRIPTS)}
+        ) as job,
+        (tmp_path / "line").open() as line,
+    ):
+        assert line.readline() == "at work\n"
+        start = time.monotonic()
+        job.kill()
+        assert line.read() == ""  # not before the worker, who has it open, has ended
+    assert time.monotonic() - start < 30
 
 
 @pytest.fixture(scope="module")
