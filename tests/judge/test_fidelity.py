@@ -51,6 +51,14 @@ def test_values_that_can_be_counted() -> None:
     json.dumps(result, allow_nan=False)
 
 
+@pytest.mark.parametrize("labels", [BANK_LABELS, BANK_LABELS[:0]])
+def test_a_feature_of_zeros_is_refused_with_labels_and_without(labels: np.ndarray) -> None:
+    fp32, variant = on_axes([0, 1]), on_axes([0, 1])
+    variant["query"] = variant["query"] * [[1], [0]]
+    with pytest.raises(UserError, match="1 of 2 images are all zeros"):
+        evaluate(variant, fp32, {"bank": labels, "query": np.array([0, 1])}, WNIDS, CONFIG)
+
+
 def test_top5_counts_the_five_best_voted() -> None:
     # The query's similarity to class 0 is the highest, to class 5 the lowest.
     query = np.array([[6, 5, 4, 3, 2, 1]], dtype=np.float32)

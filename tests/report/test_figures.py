@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Annotation, Text
 from matplotlib.transforms import Bbox
 
+from dinoquant.errors import UserError
 from dinoquant.report.figures import (
     attention,
     audit,
@@ -441,3 +442,16 @@ def test_throughput_rings_the_best_batch_size(samples: Samples, drawn: dict[Any,
     best = rows.groupby("variant")["throughput_ips"].max()
     rings = [line for line in cpu.lines if line.get_markerfacecolor() == "none"]
     assert sorted(float(ring.get_ydata()[0]) for ring in rings) == pytest.approx(sorted(best))
+
+
+def test_names_that_pandas_takes_for_missing_stay_names(samples: Samples, tmp_path: Path) -> None:
+    table = _table(samples).assign(variant="NA")
+    table.to_csv(tmp_path / "summary.csv", index=False)
+    again = read_summary(tmp_path / "summary.csv")
+    assert set(again["variant"]) == {"NA"}
+    assert again["latency_p50_ms"].equals(table["latency_p50_ms"]), "numbers stay numbers, and empty cells missing"
+
+
+def test_a_palette_that_there_is_not_names_the_key(samples: Samples) -> None:
+    with pytest.raises(UserError, match=r"figures\.palette: .*nonsense"):
+        use_style(samples.figure_config | {"palette": "nonsense"})

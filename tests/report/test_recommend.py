@@ -76,6 +76,11 @@ def test_what_was_almost_chosen_and_what_a_little_more_would_buy() -> None:
     assert on_cpu(FP32)["alternatives"] == []
 
 
+def test_without_a_limit_of_the_cosine_some_rows_may_have_none() -> None:
+    unknown = row("unknown", 3.0, "")
+    assert on_cpu(FP32, unknown, GOOD, cosine=None)["pick"] == "good"
+
+
 def test_the_variants_that_matter_are_five_at_most_each_with_what_it_is() -> None:
     notebook = row("int8-dynamic-linear-conv", 5.8, 0.9, 19)
     others = [row(f"other{n}", 2, 0.999) for n in range(4)]

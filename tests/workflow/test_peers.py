@@ -69,6 +69,18 @@ def test_nothing_is_stale_and_what_changes_concerns_one_runtime(with_peers: Chec
     assert set(run.stale(overlay=OVERLAY)) == (ours | AGGREGATE) - draw("audit"), "another runtime's files have none"
 
 
+@pytest.mark.parametrize("file", ["model.bin", "card.json"])
+def test_what_is_measured_depends_on_all_that_the_model_is_loaded_with(
+    with_peers: Checkout, tmp_path: Path, file: str
+) -> None:
+    """The file that is opened may be the same with other weights, or for other options."""
+    run = with_peers.copy(tmp_path / "workflow")
+    with (run.folder / "results/models/ov" / file).open("ab") as stream:
+        stream.write(b"\n")
+    measured = whole("ov") - {"quantize variant=ov", "derive_limits", *draw("audit")} - attention("ov")
+    assert measured <= set(run.stale(overlay=OVERLAY))
+
+
 def test_the_peers_lock(with_peers: Checkout, tmp_path: Path) -> None:
     run = with_peers.copy(tmp_path / "workflow")
     append(run, "envs/peers.lock")

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -179,6 +180,14 @@ def test_a_change_of_the_config(run: Checkout, overlay: dict, expected: set[str]
 def test_a_library_module(run: Checkout, module: str, expected: set[str]) -> None:
     append(run, f"workflow/scripts/dinoquant/{module}.py")
     assert set(run.stale()) == expected
+
+
+def test_bf16_is_judged_on_a_gpu_if_there_is_one(fresh: Checkout) -> None:
+    """On the nodes of a cluster (--jobs), whose processors may only emulate it."""
+    overlay = {"devices": ["cpu", "cuda"], "variants": {"bf16": {"recipe": "bf16"}}}
+    jobs = fresh.snakemake("--dry-run", "--jobs", "1", overlay=overlay).stdout.split("rule extract_features:")[1:]
+    gpus = {re.search(r"variant=(\S+)", job)[1]: int(re.search(r"\bgpu=(\d)", job)[1]) for job in jobs}
+    assert gpus == {"fp32": 0, "int8-static": 0, "fp16": 1, "bf16": 1}
 
 
 @pytest.mark.skipif(bool(runtimes.missing("inductor")), reason=str(runtimes.missing("inductor")))

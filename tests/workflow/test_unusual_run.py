@@ -71,6 +71,14 @@ def test_a_model_made_again_is_the_same_bytes(unusual: Checkout, tmp_path: Path)
     assert (again.folder / model).read_bytes() == before
 
 
+def test_images_are_packed_again_for_a_checkpoint_that_may_want_another_size(unusual: Checkout, tmp_path: Path) -> None:
+    again = unusual.copy(tmp_path / "workflow")
+    (again.folder / "mine.pth").write_bytes(b"another model")
+    assert "pack_images" in again.stale(overlay=OVERLAY | {"model": {"checkpoint": "mine.pth"}})
+    sized = again.stale(overlay=OVERLAY | {"model": {"checkpoint": "mine.pth", "image_size": 64}})
+    assert "pack_images" in sized, "another size"
+
+
 def test_photographs_without_labels_have_cosines_alone(unusual: Checkout, rows: dict[str, dict[str, str]]) -> None:
     """Everything that needs labels is empty and says why."""
     results = unusual.folder / "results"

@@ -6,6 +6,7 @@ SHARDS = config["accuracy"]["shards"]
 rule extract_features:
     input:
         model=lambda wildcards: artifact(wildcards.variant),
+        beside=lambda wildcards: beside(wildcards.variant),
         fp32=pooling_model,
         info="results/models/fp32/info.json",
         images="results/data/images.npy",
@@ -120,6 +121,7 @@ ATTENTIONS = [f"results/attention/{variant}.npz" for variant in VARIANTS if vari
 rule measure_patches:
     input:
         model=lambda wildcards: artifact(wildcards.variant),
+        beside=lambda wildcards: beside(wildcards.variant),
         fp32="results/models/fp32/model.pt",
         info="results/models/fp32/info.json",
         images="results/data/images.npy",

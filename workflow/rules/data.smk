@@ -72,8 +72,10 @@ rule verify_dataset:
 
 rule pack_images:
     input:
-        # What the model's image_size is without the config's follows from the architecture, a parameter.
+        # What the model's image_size is without the config's follows from architecture and weights, below, and from
+        # the checkpoint.
         **({} if IMAGE_SIZE else {"info": ancient("results/models/fp32/info.json")}),
+        checkpoint=lambda wildcards: [] if IMAGE_SIZE or not CHECKPOINT else "results/model/checkpoint.json",
         archive=[] if FOLDER else ARCHIVE,
         receipt=RECEIPT,
         code=code("pack_images"),
@@ -100,7 +102,9 @@ rule pack_images:
             | {
                 "seed": config["seed"],
                 "model": (
-                    {"image_size": IMAGE_SIZE} if IMAGE_SIZE else {"architecture": config["model"]["architecture"]}
+                    {"image_size": IMAGE_SIZE}
+                    if IMAGE_SIZE
+                    else {key: config["model"][key] for key in ("architecture", "weights")}
                 ),
                 "substitute": ("generated data set" if config["dataset"]["source"] == "generated" else None),
             }

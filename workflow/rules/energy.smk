@@ -4,6 +4,7 @@
 rule measure_energy:
     input:
         model=lambda wildcards: artifact(wildcards.variant),
+        beside=lambda wildcards: beside(wildcards.variant),
         code=lambda wildcards: code("measure_energy", *runtime_modules(wildcards.variant)),
         lock=lambda wildcards: locks(wildcards.variant),
     output:

@@ -4,6 +4,7 @@
 rule measure_latency:
     input:
         model=lambda wildcards: artifact(wildcards.variant),
+        beside=lambda wildcards: beside(wildcards.variant),
         fp32="results/models/fp32/model.pt",
         code=lambda wildcards: code("measure_latency", *runtime_modules(wildcards.variant)),
         lock=lambda wildcards: locks(wildcards.variant),
@@ -35,6 +36,7 @@ use rule measure_latency as measure_scaling with:
 rule measure_footprint:
     input:
         model=lambda wildcards: artifact(wildcards.variant),
+        beside=lambda wildcards: beside(wildcards.variant),
         code=lambda wildcards: code("measure_footprint", f"dinoquant.runtimes.{runtime_of(wildcards.variant)}"),
         lock=lambda wildcards: locks(wildcards.variant),
     output:

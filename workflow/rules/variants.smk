@@ -33,11 +33,14 @@ def runs_on(variant, device):
 
 
 def extraction_device(variant):
-    """Return where the variant's features are extracted, or None if no device that may be used can run it."""
-    return next(
-        (d for d in [config["accuracy"]["device"], *DEVICES] if runs_on(variant, d)),
-        None,
-    )
+    """Return where the variant's features are extracted, or None if no device that may be used can run it.
+
+    Of bfloat16 on a GPU if there is one: many processors only emulate it, and those of the nodes are not known here.
+    """
+    devices = [config["accuracy"]["device"], *DEVICES]
+    if recipe_of(variant).precision == "bf16":
+        devices.sort(key="cuda".__ne__)
+    return next((d for d in devices if runs_on(variant, d)), None)
 
 
 def recipe_of(variant):
@@ -84,6 +87,11 @@ def card(variant):
     """Return the file that describes the variant's model; none where the model does so itself."""
     beside = runtime_of(variant) != runtimes.TORCHSCRIPT and artifacts(variant)
     return [f"results/models/{variant}/card.json"] if beside else []
+
+
+def beside(variant):
+    """Return what the variant's model is loaded with besides: weights in a file of their own, and the card."""
+    return artifacts(variant)[1:] + card(variant)
 
 
 def deployed(variant):

@@ -4,8 +4,11 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
+
+from dinoquant.files import write_json
 
 CHUNK = 1 << 20
 # What file managers, archivers and notebooks leave behind, by folder or file name; and all that begins with a dot.
@@ -92,7 +95,7 @@ def state(folder: str | Path, record: str | Path, receipt: str | Path) -> str:
     """Return a text that stays the same as long as the contents of ``folder`` do: its listing when they were new.
 
     Where names, sizes and times are those of the record, nothing is read. Where they are not, the contents decide, so
-    that a touched or copied folder is the same one.
+    that a touched or copied folder is the same one. The record then gets the new times, if it can be written.
 
     Args:
         folder: the data set.
@@ -106,4 +109,8 @@ def state(folder: str | Path, record: str | Path, receipt: str | Path) -> str:
     if recorded["listing"] == current:
         return recorded["state"]
     checked: dict[str, str] = json.loads(Path(receipt).read_text(encoding="utf-8"))
-    return recorded["state"] if digests(folder).sha256 == checked["sha256"] else current
+    if digests(folder).sha256 != checked["sha256"]:
+        return current
+    with suppress(OSError):
+        write_json(record, {**recorded, "listing": current})
+    return recorded["state"]

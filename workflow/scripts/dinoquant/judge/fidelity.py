@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from dinoquant.data.manifest import UNLABELLED
 from dinoquant.errors import UserError
-from dinoquant.judge.knn import predict
+from dinoquant.judge.knn import predict, require_directions
 from dinoquant.judge.paired import compare_paired, cosine, mean, percentage
 from dinoquant.judge.retrieval import average_precisions
 
@@ -109,6 +109,8 @@ def evaluate(
         raise UserError(
             f"dataset.queries gives {queries} query image: intervals need 2 or more. Raise dataset.queries."
         )
+    for features in (variant, fp32):
+        require_directions(features["query"])
     cosines = cosine(variant["query"], fp32["query"])
     mean_cosine = mean(cosines, config["confidence"], config["resamples"], config["seed"])
     fidelity: Fidelity = {

@@ -63,15 +63,20 @@ def predict(
 
 def normalise(features: NDArray[np.float32]) -> Floats:
     """Return the features ``[N, D]`` with length 1; UserError where one is zero."""
+    require_directions(features)
     wide = features.astype(np.float64)
-    lengths = np.linalg.norm(wide, axis=1, keepdims=True)
-    if not lengths.all():
+    directions: Floats = wide / np.linalg.norm(wide, axis=1, keepdims=True)
+    return directions
+
+
+def require_directions(features: NDArray[np.float32]) -> None:
+    """Raise UserError if one of the features ``[N, D]`` is zero."""
+    zeros = np.count_nonzero(~features.any(axis=1))
+    if zeros:
         raise UserError(
-            f"The features of {np.count_nonzero(lengths == 0)} of {len(features)} images are all zeros and so have no "
+            f"The features of {zeros} of {len(features)} images are all zeros and so have no "
             "direction. The model is broken: change the variant's recipe or options, or take it out of variants."
         )
-    directions: Floats = wide / lengths
-    return directions
 
 
 def _neighbours(similarities: Floats, k: int) -> tuple[Integers, Floats]:

@@ -90,7 +90,7 @@ class Choice:
             return None
         latency = known(self.pick, "latency_p50_ms")
         slower = (row for row in self.within if known(row, "latency_p50_ms") > latency and row["variant"] != BASELINE)
-        return next((row for row in slower if known(row, low) > highest), None)
+        return next((row for row in slower if (number(row, low) or -math.inf) > highest), None)
 
     def _distance(self, variant: str) -> tuple[float, str]:
         return self.misses[variant][0].times, variant

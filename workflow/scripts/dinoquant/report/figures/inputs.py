@@ -18,12 +18,13 @@ Arrays = Mapping[str, NDArray[Any]]
 
 def read_summary(path: str | Path) -> pd.DataFrame:
     """Return the summary table; names and reasons stay text, whatever they look like."""
-    return pd.read_csv(path, dtype={"variant": str, "device": str, "status": str, "reason": str})
+    text = {"variant": str, "device": str, "status": str, "reason": str}
+    return pd.read_csv(path, dtype=text, keep_default_na=False, na_values=[""])
 
 
 def read_limits(path: str | Path) -> pd.DataFrame:
     """Return `results/limits.csv`; names stay text."""
-    return pd.read_csv(path, dtype={"variant": str})
+    return pd.read_csv(path, dtype={"variant": str}, keep_default_na=False, na_values=[""])
 
 
 def read_peaks(paths: Iterable[str | Path]) -> list[Peaks]:
