@@ -23,10 +23,10 @@ run: env
 
 # What a run would take: make estimate, or make estimate CONFIG=my.yaml
 estimate: env
-	@.venv/bin/python workflow/scripts/estimate.py --cores $(CORES) $(if $(CONFIG),--configfile $(CONFIG))
+	@.venv/bin/python workflow/scripts/estimate.py --cores $(CORES) $(if $(CONFIG),--configfile "$(CONFIG)")
 
 compare: env
-	@.venv/bin/python workflow/scripts/compare.py $(A) $(B)
+	@.venv/bin/python workflow/scripts/compare.py "$(A)" "$(B)"
 
 test: env
 	.venv/bin/pytest -n 3 --dist loadfile --no-loadscope-reorder

@@ -62,6 +62,7 @@ def merged(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
         ({"latency": {"rounds": 5}}, ["latency.rounds", "minimum of 6"]),
         ({"accuracy": {"temperature": 0}}, ["accuracy.temperature"]),
         ({"dataset": {"source": "generated", "queries": 20, "bank_per_class": 60}}, ["only 600"]),
+        ({"figures": {"palette": "Colorblind"}}, ["figures.palette: 'Colorblind'", "did you mean `colorblind`"]),
     ],
 )
 def test_mistake_is_explained(change: dict[str, Any], words: list[str]) -> None:
@@ -69,6 +70,11 @@ def test_mistake_is_explained(change: dict[str, Any], words: list[str]) -> None:
         complete(merged(GOOD, change), SCHEMA)
     for word in words:
         assert word in str(error.value)
+
+
+@pytest.mark.parametrize("palette", ["muted", "viridis", "ch:s=.25,rot=-.25", "husl"])
+def test_every_palette_that_seaborn_takes_is_one(palette: str) -> None:
+    assert complete(merged(GOOD, {"figures": {"palette": palette}}), SCHEMA)["figures"]["palette"] == palette
 
 
 def test_numbers_given_on_the_command_line_are_read() -> None:

@@ -53,7 +53,7 @@ def test_equal_runs_have_not_changed(runs: tuple[Samples, Samples]) -> None:
     text = compared(runs)
     assert verdict(text, "bf16") == "no change"
     assert verdict(text, "fp16") == "unsupported in both"
-    assert "Machine, versions and commit: the same" in text
+    assert "Machine, versions, commit, inputs and config: the same" in text
     assert text.endswith("0 of 18 rows changed beyond noise, or cannot be judged.")
 
 
@@ -121,6 +121,37 @@ def test_machines_versions_and_commits_that_differ_are_named(runs: tuple[Samples
     assert "  torch: 2.15.0 -> 2.16.0" in text
     assert "  commit: 0123456789abcdef0123456789abcdef01234567 -> fedcba" in text
     assert "  timm:" not in text
+
+
+def test_inputs_and_config_that_differ_are_named(runs: tuple[Samples, Samples]) -> None:
+    assert "inputs and config are not known" in compared(runs)
+    record = {"inputs": {"checkpoint": {"sha256": 64 * "a"}}, "config": {"accuracy": {"k": 10}, "variants": {"x": {}}}}
+    other = {
+        "inputs": {"checkpoint": {"sha256": 64 * "b"}},
+        "config": {"accuracy": {"k": 20}, "variants": {"y": {"a": 1}}},
+    }
+    for samples, content in zip(runs, (record, other), strict=True):
+        (samples.root / "results/provenance.json").write_text(json.dumps(content))
+    differing = "What differs:\n  checkpoint: aaaaaaaaaaaa -> bbbbbbbbbbbb\n  accuracy.k: 10 -> 20\n\n"
+    assert differing in compared(runs)
+    (runs[1].root / "results/provenance.json").write_text(json.dumps(record))
+    assert "Machine, versions, commit, inputs and config: the same\n" in compared(runs)
+
+
+@pytest.mark.parametrize("keep", [0, 500])
+def test_a_summary_that_is_cut_off_is_an_error(runs: tuple[Samples, Samples], keep: int) -> None:
+    compared(runs)
+    summary = runs[1].root / "results/summary.csv"
+    summary.write_text(summary.read_text()[: len(summary.read_text().splitlines()[0]) + keep])
+    with pytest.raises(UserError, match="is broken"):
+        compare(runs[0].root / "results", summary.parent)
+
+
+def test_that_nothing_can_be_compared_is_said(runs: tuple[Samples, Samples]) -> None:
+    compared(runs)
+    summary = runs[1].root / "results/summary.csv"
+    summary.write_text(summary.read_text().replace(",cpu,", ",cuda,"))
+    assert compare(runs[0].root / "results", summary.parent).endswith("No row is in both: nothing is compared.")
 
 
 def test_rows_that_only_one_has_and_older_results(runs: tuple[Samples, Samples]) -> None:

@@ -1,6 +1,8 @@
 """What a run would take: estimated for every rule, and more for more work."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -62,3 +64,24 @@ def test_more_images_variants_and_rounds_take_longer() -> None:
     ):
         assert all(longer > time for longer, time in zip(more, usual, strict=True))
     assert usual[0] < usual[1]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "cannot be read: [Errno 2] No such file or directory"),
+        (b"a: [1, 2", "cannot be read: while parsing a flow sequence"),
+        (b"\xad\xff", "cannot be read: 'utf-8' codec can't decode"),
+        (b"- a", "expected keys with values"),
+    ],
+)
+def test_a_config_file_that_is_none_is_named_in_a_line(tmp_path: Path, content: bytes | None, reason: str) -> None:
+    file = tmp_path / "my.yaml"
+    if content is not None:
+        file.write_bytes(content)
+    command = [sys.executable, ROOT / "workflow/scripts/estimate.py", "--configfile", file]
+    done = subprocess.run(command, text=True, capture_output=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(str(file))
+    assert reason in done.stderr
+    assert "Traceback" not in done.stderr

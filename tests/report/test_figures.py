@@ -17,7 +17,6 @@ from matplotlib.figure import Figure
 from matplotlib.text import Annotation, Text
 from matplotlib.transforms import Bbox
 
-from dinoquant.errors import UserError
 from dinoquant.report.figures import (
     attention,
     audit,
@@ -450,8 +449,3 @@ def test_names_that_pandas_takes_for_missing_stay_names(samples: Samples, tmp_pa
     again = read_summary(tmp_path / "summary.csv")
     assert set(again["variant"]) == {"NA"}
     assert again["latency_p50_ms"].equals(table["latency_p50_ms"]), "numbers stay numbers, and empty cells missing"
-
-
-def test_a_palette_that_there_is_not_names_the_key(samples: Samples) -> None:
-    with pytest.raises(UserError, match=r"figures\.palette: .*nonsense"):
-        use_style(samples.figure_config | {"palette": "nonsense"})

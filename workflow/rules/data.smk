@@ -72,10 +72,9 @@ rule verify_dataset:
 
 rule pack_images:
     input:
-        # What the model's image_size is without the config's follows from architecture and weights, below, and from
-        # the checkpoint.
-        **({} if IMAGE_SIZE else {"info": ancient("results/models/fp32/info.json")}),
-        checkpoint=lambda wildcards: [] if IMAGE_SIZE or not CHECKPOINT else "results/model/checkpoint.json",
+        # Not `ancient`, by which another export would pack nothing again: with it Snakemake overlooks, where the model is
+        # exported in the same run, that the parameters of this rule have changed.
+        **({} if IMAGE_SIZE else {"info": "results/models/fp32/info.json"}),
         archive=[] if FOLDER else ARCHIVE,
         receipt=RECEIPT,
         code=code("pack_images"),
@@ -101,11 +100,7 @@ rule pack_images:
             }
             | {
                 "seed": config["seed"],
-                "model": (
-                    {"image_size": IMAGE_SIZE}
-                    if IMAGE_SIZE
-                    else {key: config["model"][key] for key in ("architecture", "weights")}
-                ),
+                "image_size": IMAGE_SIZE,
                 "substitute": ("generated data set" if config["dataset"]["source"] == "generated" else None),
             }
         ),

@@ -26,10 +26,16 @@ JOB = re.compile(r"^(?:local)?rule (\w+):\n(?:    (?!wildcards).*\n)*(?:    wild
 
 
 def read_config(files: Sequence[Path]) -> dict[str, Any]:
-    """Return the config as the Snakefile completes it."""
+    """Return the config as the Snakefile completes it; UserError for a file that is none."""
     config: dict[str, Any] = {}
     for file in (ROOT / "config" / "config.yaml", *files):
-        update_config(config, yaml.safe_load(file.read_text(encoding="utf-8")) or {})
+        try:
+            content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise UserError(f"{file} cannot be read: {error}") from None
+        if not isinstance(content, dict):
+            raise UserError(f"{file}: found {str(content)[:80]!r}, expected keys with values, as in config/config.yaml")
+        update_config(config, content)
     return complete(config, yaml.safe_load((ROOT / "workflow/schemas/config.schema.yaml").read_text(encoding="utf-8")))
 
 

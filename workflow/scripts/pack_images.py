@@ -17,7 +17,7 @@ if __name__ == "__main__":
         config, images = snakemake.params.config, Path(snakemake.output.images)
         receipt = read_json(snakemake.input.receipt)
         # That of the config, else of the model; the generated images are small, and packed as they are.
-        size = config["model"].get("image_size") or read_json(snakemake.input.info)["image_size"]
+        size = config["image_size"] or read_json(snakemake.input.info)["image_size"]
         with span("pack"), open_dataset(receipt["file"], scratch=images.parent) as dataset:
             selection = select(
                 dataset, config["bank_per_class"], config["queries"], config["calibration_images"], config["seed"]

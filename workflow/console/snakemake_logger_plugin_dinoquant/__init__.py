@@ -134,7 +134,8 @@ class LogHandler(LogHandlerBase):
     def _fail(self, job: Job) -> None:
         texts = [path.read_text(encoding="utf-8", errors="replace") for path in map(Path, job.logs) if path.is_file()]
         errors = [error.strip() for text in texts for error in LAST_ERROR.findall(text)]
-        message = errors[-1] if errors else "It ended without a message; it may have been killed."
+        silent = "It ended without a message: it was interrupted or killed. The same command goes on from here."
+        message = errors[-1] if errors else silent
         self.failures.append(f"{job} failed. {message}\nLog: {', '.join(job.logs)}")
         self.write(f"{job} failed; jobs that do not need it go on")
 

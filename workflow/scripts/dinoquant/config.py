@@ -23,6 +23,7 @@ MOST_VALUES = 100_000
 DEEPEST = 32
 LONGEST_MESSAGE = 500  # characters of one problem, which may repeat a whole list
 MOST_POINTS = 1000  # of a sweep: a typing error must not fill the disk
+PALETTES = ("deep", "muted", "bright", "pastel", "dark", "colorblind")  # seaborn's own
 TEXT_TAGS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")  # YAML 1.1 takes 7e-2 for text
 
@@ -255,6 +256,8 @@ def _contradictions(config: Mapping[str, Any]) -> Iterator[str]:
     shown = config["figures"]["batch_size"]
     if shown is not None and shown not in config["latency"]["batch_sizes"]:
         yield f"figures.batch_size: {shown} is not measured; latency.batch_sizes has {config['latency']['batch_sizes']}"
+    if wrong := _palette_problem(config["figures"]["palette"]):
+        yield wrong
     dataset, generated = config["dataset"], config["dataset"]["generated"]
     if dataset["source"] == "generated":
         queries = generated["classes"] * generated["val_per_class"]
@@ -269,6 +272,21 @@ def _contradictions(config: Mapping[str, Any]) -> Iterator[str]:
             )
         if config["accuracy"]["k"] > generated["classes"] * dataset["bank_per_class"]:
             yield f"accuracy.k: {config['accuracy']['k']} is more than the images of the bank"
+
+
+def _palette_problem(name: str) -> str | None:
+    """Say what is wrong with a palette; other names than seaborn's own six take a second, and seaborn, to look up."""
+    if name in PALETTES:
+        return None
+    try:
+        import seaborn
+    except ImportError:
+        return None  # on a machine that only submits; the figures' jobs have it
+    try:
+        seaborn.color_palette(name, 1)
+    except Exception as error:
+        return f"figures.palette: {error}{nearest(name, PALETTES)}, or what else seaborn.color_palette takes"
+    return None
 
 
 def _read_numbers(instance: dict[str, Any], schema: Mapping[str, Any]) -> None:

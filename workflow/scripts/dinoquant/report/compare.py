@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from dinoquant.errors import UserError
 from dinoquant.files import read_json, read_rows
@@ -19,7 +20,7 @@ def compare(a: str | Path, b: str | Path) -> str:
     differs at all. Results of an older version may lack columns.
 
     Raises:
-        UserError: a folder without a summary.
+        UserError: a folder without a summary, or with one that is broken.
     """
     rows_a, rows_b = _rows(a), _rows(b)
     both = [key for key in rows_a if key in rows_b]
@@ -36,7 +37,11 @@ def compare(a: str | Path, b: str | Path) -> str:
         only = [" ".join(key) for key in mine if key not in other]
         paragraphs += [f"Only in {name}: {', '.join(only)}"] * bool(only)
     changed = sum(verdict not in ("no change", "unsupported in both") for verdict in verdicts)
-    paragraphs.append(f"{changed} of {len(both)} rows changed beyond noise, or cannot be judged.")
+    paragraphs.append(
+        f"{changed} of {len(both)} rows changed beyond noise, or cannot be judged."
+        if both
+        else "No row is in both: nothing is compared."
+    )
     return "\n\n".join(paragraphs)
 
 
@@ -44,18 +49,27 @@ def _rows(folder: str | Path) -> dict[tuple[str, str, str], Row]:
     path = Path(folder, "summary.csv")
     if not path.is_file():
         raise UserError(f"{folder} has no summary.csv; expected a results folder of a finished run")
-    return {(row["variant"], row["device"], row["batch_size"]): row for row in read_rows(path)}
+    rows = read_rows(path)
+    # A row that is cut off lacks its last columns: csv.DictReader has None for them.
+    if not rows or "batch_size" not in rows[0] or any(None in row.values() for row in rows):
+        raise UserError(f"{path} is broken: it has no rows, or some that are cut off. Have it made again by a run.")
+    return {(row["variant"], row["device"], row["batch_size"]): row for row in rows}
 
 
 def _origins(a: str | Path, b: str | Path) -> str:
-    """Return the facts about machines, versions and commits in which the timings of ``a`` and ``b`` differ."""
-    facts = [_facts(folder) for folder in (a, b)]
+    """Return in which facts about machines, versions, commits, inputs and config ``a`` and ``b`` differ."""
+    recorded = [_recorded(folder) for folder in (a, b)]
+    facts = [{**_facts(folder), **record} for folder, record in zip((a, b), recorded, strict=True)]
     values = {
         key: [" and ".join(sorted(fact.get(key, {"unknown"}))) for fact in facts]
         for key in dict.fromkeys(key for fact in facts for key in fact)
+        if not key.startswith("variants.") or all(key in fact for fact in facts)  # a variant of one is said below
     }
     differing = [f"  {key}: {ARROW.join(value)}" for key, value in values.items() if value[0] != value[1]]
-    return "\n".join(["What differs:", *differing]) if differing else "Machine, versions and commit: the same"
+    if differing:
+        return "\n".join(["What differs:", *differing])
+    unknown = "" if all(recorded) else " (inputs and config are not known: a folder has no provenance.json)"
+    return f"Machine, versions, commit, inputs and config: the same{unknown}"
 
 
 def _facts(folder: str | Path) -> Mapping[str, set[str]]:
@@ -69,6 +83,24 @@ def _facts(folder: str | Path) -> Mapping[str, set[str]]:
         for key, value in machine.items():
             facts.setdefault(key, set()).add(str(value))
     return facts
+
+
+def _recorded(folder: str | Path) -> Mapping[str, set[str]]:
+    """Return a folder's inputs by digest, and its config key by key, without what only figures and budget depend on."""
+    path = Path(folder, "provenance.json")
+    if not path.is_file():
+        return {}
+    record: dict[str, dict[str, Any]] = read_json(path)
+    inputs = {name: {receipt["sha256"][:12]} for name, receipt in record["inputs"].items()}
+    return inputs | {key: {value} for key, value in _flat(record["config"])}
+
+
+def _flat(config: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{where}{key}.")
+        else:
+            yield where + key, str(value)
 
 
 def _timed(column: Column) -> bool:

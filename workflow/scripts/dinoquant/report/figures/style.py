@@ -12,7 +12,6 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dinoquant.errors import UserError
 from dinoquant.files import atomic
 from dinoquant.runtimes import BASELINE
 
@@ -69,7 +68,6 @@ def use_style(config: FigureParams) -> Style:
     """Set fonts, colours and margins of all figures, and return the style of the config's variants.
 
     fp32 is always dark grey; the others get the palette's colours in turn, and markers that repeat later than these.
-    Raises UserError for a palette that there is not.
     """
     sns.set_theme(
         context="notebook",
@@ -91,10 +89,7 @@ def use_style(config: FigureParams) -> Style:
     )
     variants = tuple(config["variants"])
     others = [variant for variant in variants if variant != BASELINE]
-    try:
-        palette = sns.color_palette(config["palette"], len(others))
-    except ValueError as error:
-        raise UserError(f"figures.palette: {error}. Any that seaborn.color_palette takes is, such as deep.") from None
+    palette = sns.color_palette(config["palette"], len(others))
     return Style(
         variants=variants,
         colours={BASELINE: BASELINE_COLOUR, **dict(zip(others, palette, strict=True))},
