@@ -46,6 +46,22 @@ def test_state(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert state(folder, record, receipt) not in (first, "")
 
 
+def test_state_of_a_file_goes_by_its_contents(tmp_path: Path) -> None:
+    file, record, receipt = (tmp_path / name for name in (".weights.pth", "listing.json", "checkpoint.json"))
+    file.write_bytes(b"one")
+    first = state(file, record, receipt)
+    receipt.write_text(json.dumps({"sha256": verify(file, str(file), None, "model")["sha256"]}))
+    record.write_text("{}")  # as of a download
+    assert state(file, record, receipt) == first
+    record.write_text(json.dumps({"listing": listing(file), "state": first}))
+    os.utime(file, (1e9, 1e9))
+    assert listing(file) != first
+    assert state(file, record, receipt) == first
+    file.write_bytes(b"two")
+    os.utime(file, (1e9 - 1, 1e9 - 1))
+    assert state(file, record, receipt) != first
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [

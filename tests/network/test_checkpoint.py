@@ -495,6 +495,16 @@ def test_jax_weights_are_taken_strictly(tmp_path: Path, change: dict[str, np.nda
         checkpoint.load(tiny_vit(), tmp_path / "w.npz")
 
 
+@pytest.mark.parametrize("byte_order", ["<", ">"])
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_arrays_of_numpy_however_they_were_pickled(path: Path, protocol: int, byte_order: str) -> None:
+    arrays = {name: value.numpy().astype(f"{byte_order}f4", order="F") for name, value in A.items()}
+    torch.save({"model": arrays}, path, pickle_protocol=protocol)
+    model = VisionTransformer(**SIZES).requires_grad_(False)
+    checkpoint.load(model, path)
+    assert same(model, A)
+
+
 def test_arrays_of_numpy_by_pytorchs_names(path: Path) -> None:
     arrays = {name: value.numpy() for name, value in A.items()}
     assert same(loaded(path, {"model": arrays})[1], A)

@@ -52,6 +52,7 @@ ALL: Mapping[str, Mapping[str, Any]] = {
     "vit_small_patch16_dinov3_qkvb.lvd1689m": SMALL,
     "vit_small_plus_patch16_dinov3.lvd1689m": SMALL,  # SwiGLU
     "eva02_tiny_patch14_224.mim_in22k": SMALL,
+    "eva_giant_patch14_224.clip_ft_in1k": SMALL,  # positions that are added, not rotated
     "vit_small_patch16_rope_mixed_224.naver_in1k": SMALL,
 }
 LINEARS_ONLY: Mapping[str, Mapping[str, Any]] = {

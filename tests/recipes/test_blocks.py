@@ -193,10 +193,27 @@ def test_the_branch_for_gpus_computes_the_same(
         inputs[..., 0] = -0.1699  # the lowest integer, for which int8 has just room
         inputs[0, ..., 1] = 1e4
     expected = linear(inputs)
-    linear.packed = linear.weight.t()  # as `pack` does for weights on a GPU
-    found = linear(on_cuda(inputs)).as_subclass(Tensor)
+    there = TokenLinear(on_cuda(linear.weight), linear.scale, linear.bias, after_gelu)
+    found = there(on_cuda(inputs)).as_subclass(Tensor)
     # A value at a half of a step goes up in one and to the even neighbour in the other.
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.usefixtures("product_of_gpus")
+def test_the_branch_for_gpus_takes_patches_of_14_pixels(
+    noise: Callable[..., Tensor], on_cuda: Callable[[Tensor], Tensor]
+) -> None:
+    """Whose 588 inputs are no multiple of 8."""
+    weight, scale = quantize_weight(noise(OUT, 3 * 14 * 14))
+    inputs, bias = noise(2, TOKENS, 3 * 14 * 14), noise(OUT)
+    found = TokenLinear(on_cuda(weight), scale, bias, after_gelu=False)(on_cuda(inputs)).as_subclass(Tensor)
+    torch.testing.assert_close(found, TokenLinear(weight, scale, bias, after_gelu=False)(inputs), rtol=1e-4, atol=1e-3)
+
+
+def test_channels_of_tiny_weights_use_all_steps(noise: Callable[..., Tensor]) -> None:
+    integers, scale = quantize_weight(torch.cat([noise(OUT, IN) * 1e-6, torch.zeros(1, IN)]))
+    assert (integers[:-1].abs().amax(1) == 127).all()
+    assert not (integers[-1] * scale[-1]).any()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -137,7 +137,7 @@ def test_killed_job(fresh: Checkout) -> None:
         output, _ = process.communicate(timeout=60)
     assert process.returncode != 0
     assert "Error in rule pack_images" in output
-    assert files(fresh.folder / "results/data") == ["archive.json"]
+    assert files(fresh.folder / "results/data") == ["archive.json", "listing.json"]
     done = fresh.snakemake(IMAGES)
     assert done.returncode == 0, done.stdout
 
@@ -172,7 +172,7 @@ def test_full_disk(fresh: Checkout, small_disk: Path) -> None:
     done = fresh.snakemake(IMAGES)
     assert done.returncode != 0
     assert "The disk is full. Free some space and run the same command again: finished results are kept." in done.stdout
-    assert files(small_disk) == ["archive.json"]
+    assert files(small_disk) == ["archive.json", "listing.json"]
     subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
     done = fresh.snakemake(IMAGES)
     assert done.returncode == 0, done.stdout

@@ -2,6 +2,7 @@
 
 import json
 import os
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,36 @@ def test_what_runs_again_for_a_folder(fresh: Checkout, folder: Path) -> None:
     assert done.returncode != 0
     assert "dataset.checksum: expected sha256:000" in done.stdout
     assert "delete" not in done.stdout
+
+
+def test_what_runs_again_for_a_source_of_another_kind_and_for_an_older_file(
+    fresh: Checkout, folder: Path, tmp_path: Path
+) -> None:
+    def archive(name: str, extra: bytes, when: float) -> Path:
+        with zipfile.ZipFile(tmp_path / name, "w") as file:
+            for path in sorted(folder.rglob("*.bmp")):
+                file.writestr(str(path.relative_to(folder)), path.read_bytes()[:-1] + extra)
+        os.utime(tmp_path / name, (when, when))
+        return tmp_path / name
+
+    def run(source: Path | str) -> set[str]:
+        overlay = {"dataset": {"source": str(source), **SIZES}, "model": {"image_size": 64}}
+        jobs = set(fresh.stale(MANIFEST, overlay=overlay))
+        done = fresh.snakemake(MANIFEST, overlay=overlay)
+        assert done.returncode == 0, done.stdout
+        assert fresh.stale(MANIFEST, overlay=overlay) == {}
+        receipt = json.loads((fresh.folder / "results/data/archive.json").read_text())
+        assert source in ("generated", Path(receipt["file"]))
+        return jobs
+
+    changed = {"verify_dataset", "pack_images"}
+    mine = archive("mine.zip", b"1", 1.1e9)
+    assert run("generated") == changed | {"generate_dataset"}
+    for source in (folder, mine, folder):
+        assert run(source) == changed
+    assert run(mine) == changed
+    archive("other.zip", b"2", 1e9).rename(mine)
+    assert run(mine) == changed, "its time is older than the results"
 
 
 @pytest.mark.parametrize("source", ["~/images", "file://{home}/images"])

@@ -1,10 +1,8 @@
 """Get the data set, check it, and pack the images that the run uses."""
 
-from dinoquant.data import folder as folders
-
 ARCHIVE = source_path("dataset", "source", "resources/datasets", "generated")
-# The time of a folder says nothing of the files in it: what they are is a parameter of the rule that checks them.
-FOLDER = ARCHIVE if ARCHIVE and Path(ARCHIVE).is_dir() else None
+LOCAL = ARCHIVE if not is_url(config["dataset"]["source"]) else None
+FOLDER = LOCAL if LOCAL and Path(LOCAL).is_dir() else None
 RECEIPT, LISTING = "results/data/archive.json", "results/data/listing.json"
 # Images that are not small are packed in the size that the model sees; the generated ones have 64 pixels.
 IMAGE_SIZE = 224 if config["dataset"]["source"] == "generated" else config["model"]["image_size"]
@@ -53,7 +51,8 @@ rule verify_dataset:
         code=code("verify"),
         lock=LOCK,
     output:
-        **({"listing": LISTING} if FOLDER else {}),
+        # Whatever the source is: of a job with an output that was never made, Snakemake overlooks changed parameters.
+        listing=LISTING,
         receipt=RECEIPT,
     log:
         "logs/verify_dataset.log",
@@ -63,7 +62,8 @@ rule verify_dataset:
     params:
         config=lambda wildcards: tidy(
             {"source": config["dataset"]["source"], "key": "dataset"}
-            | ({"folder": FOLDER, "state": folders.state(FOLDER, LISTING, RECEIPT)} if FOLDER else {})
+            | ({"folder": FOLDER} if FOLDER else {})
+            | local_state(LOCAL, LISTING, RECEIPT)
         ),
         checksum=untracked_checksum("dataset", config["dataset"]["source"], RECEIPT),
     script:

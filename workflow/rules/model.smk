@@ -1,6 +1,7 @@
 """Get the checkpoint, check it, and export the float32 model that everything is compared with."""
 
 CHECKPOINT = source_path("model", "checkpoint", "resources/checkpoints", "seeded")
+LOCAL_CHECKPOINT = CHECKPOINT if not is_url(config["model"]["checkpoint"]) else None
 
 
 if CHECKPOINT and is_url(config["model"]["checkpoint"]):
@@ -29,6 +30,7 @@ if CHECKPOINT:
             code=code("verify"),
             lock=LOCK,
         output:
+            listing="results/model/listing.json",
             receipt="results/model/checkpoint.json",
         log:
             "logs/verify_checkpoint.log",
@@ -36,7 +38,8 @@ if CHECKPOINT:
         conda:
             "../../envs/pipeline.yaml"
         params:
-            config={"source": config["model"]["checkpoint"], "key": "model"},
+            config=lambda wildcards: {"source": config["model"]["checkpoint"], "key": "model"}
+            | local_state(LOCAL_CHECKPOINT, "results/model/listing.json", "results/model/checkpoint.json"),
             checksum=untracked_checksum("model", config["model"]["checkpoint"], "results/model/checkpoint.json"),
         script:
             "../scripts/verify.py"

@@ -6,6 +6,8 @@ import os
 import re
 from urllib.parse import parse_qsl, unquote, urlencode, urlparse
 
+from dinoquant.data import folder as folders
+
 # What stands in for real images and trained weights; whatever shows an accuracy says so.
 SUBSTITUTES = ["generated data set"] * (config["dataset"]["source"] == "generated")
 SUBSTITUTES += ["seeded weights"] * (config["model"]["checkpoint"] == "seeded")
@@ -77,6 +79,14 @@ def file_name(url):
     digest = hashlib.sha256(url._replace(query=query, fragment="").geturl().encode()).hexdigest()[:8]
     stem, suffix = re.fullmatch(r"(.+?)((?:\.tar)?\.[^.]*|)", name).groups()
     return f"{stem}-{digest}{suffix}"
+
+
+def local_state(path, record, receipt):
+    """Return a parameter that changes with the contents of a local source; none of other sources, whose path is None.
+
+    Times do not tell: that of a folder says nothing of the files in it, and what a file was replaced with may be older.
+    """
+    return {"state": folders.state(path, record, receipt)} if path else {}
 
 
 def untracked_checksum(section, source, receipt):

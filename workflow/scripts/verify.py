@@ -15,9 +15,8 @@ if __name__ == "__main__":
         config = snakemake.params.config
         path = config.get("folder") or snakemake.input.file
         # Before the files are read: what changes meanwhile is noticed by the next run.
-        record = {"listing": listing(path), "state": config["state"]} if "folder" in config else None
+        record = {"listing": listing(path), "state": config["state"]} if "state" in config else {}
         with span("verify"):
             receipt = verify(path, config["source"], snakemake.params.checksum, config["key"])
         write_json(snakemake.output.receipt, receipt)
-        if record:
-            write_json(snakemake.output.listing, record)
+        write_json(snakemake.output.listing, record)

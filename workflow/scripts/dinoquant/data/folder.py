@@ -1,4 +1,4 @@
-"""A folder of files: which it holds, and how a change of their contents is noticed. Standard library only."""
+"""A folder of files: which it holds; and how changed contents, also of a file, are noticed. Standard library only."""
 
 import hashlib
 import json
@@ -59,7 +59,13 @@ def _files(folder: Path, prefix: str, parents: tuple[tuple[int, int], ...]) -> I
 
 
 def listing(folder: str | Path) -> str:
-    """Return a digest of the names, sizes and times of the files that are no system's own: cheap, contents unread."""
+    """Return a digest of the names, sizes and times of the files that are no system's own: cheap, contents unread.
+
+    Of a file, its size and time.
+    """
+    if Path(folder).is_file():
+        status = Path(folder).stat()
+        return f"{status.st_size} {status.st_mtime_ns}"
     digest = hashlib.sha256()
     for file in files(folder):
         if not is_system_file(file.name):
@@ -98,7 +104,7 @@ def state(folder: str | Path, record: str | Path, receipt: str | Path) -> str:
     that a touched or copied folder is the same one. The record then gets the new times, if it can be written.
 
     Args:
-        folder: the data set.
+        folder: the data set, or a file.
         record: JSON with ``listing`` and ``state`` as they were when the receipt was written; may be absent.
         receipt: JSON with ``sha256``, that of the contents at that time.
     """
@@ -106,11 +112,20 @@ def state(folder: str | Path, record: str | Path, receipt: str | Path) -> str:
     if not (Path(record).is_file() and Path(receipt).is_file()):
         return current
     recorded: dict[str, str] = json.loads(Path(record).read_text(encoding="utf-8"))
+    if not recorded:  # the receipt is of what was downloaded or generated
+        return current
     if recorded["listing"] == current:
         return recorded["state"]
     checked: dict[str, str] = json.loads(Path(receipt).read_text(encoding="utf-8"))
-    if digests(folder).sha256 != checked["sha256"]:
+    if _sha256(folder) != checked["sha256"]:
         return current
     with suppress(OSError):
         write_json(record, {**recorded, "listing": current})
     return recorded["state"]
+
+
+def _sha256(path: str | Path) -> str:
+    if Path(path).is_dir():
+        return digests(path).sha256
+    with Path(path).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -124,6 +125,8 @@ def _rank(label: str) -> tuple[int, int]:
 
 
 def _equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    if any(value.layout != torch.strided or value.is_meta for value in (*one.values(), *other.values())):
+        return False  # which cannot be compared, nor taken
     return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
 
 
@@ -193,12 +196,22 @@ def _tensor(value: object) -> Tensor | None:
     """Return a tensor, or an array that was pickled, which is a placeholder with the array's bytes."""
     if isinstance(value, Tensor):
         return value
-    if isinstance(value, Placeholder) and type(value).__name__ == "_reconstruct":
-        match value.state:
-            case (_, tuple() as shape, Placeholder(arguments=(str() as kind, *_)), fortran, bytes() as content):
-                if kind in ("f2", "f4", "f8") and len(content) == math.prod(shape) * int(kind[1]):
-                    array = np.frombuffer(content, f"<{kind}").reshape(shape, order="F" if fortran else "C")
-                    return torch.from_numpy(array.copy())
+    if not isinstance(value, Placeholder):
+        return None
+    order: Literal["C", "F"]
+    # As protocols up to 4 have an array, or as the fifth does.
+    match (type(value).__name__, value.state, value.arguments):
+        case ("_reconstruct", (_, tuple() as shape, kind, fortran, bytes() as content), _):
+            order = "F" if fortran else "C"
+        case ("_frombuffer", _, (bytes() | bytearray() as content, kind, tuple() as shape, ("F" | "C") as order)):
+            pass
+        case _:
+            return None
+    match kind:
+        case Placeholder(arguments=("f2" | "f4" | "f8" as name, *_), state=(_, "<" | ">" as byte_order, *_)):
+            if len(content) == math.prod(shape) * int(name[1]):
+                array = np.frombuffer(content, byte_order + name).reshape(shape, order=order)
+                return torch.from_numpy(array.astype(f"={name}"))
     return None
 
 

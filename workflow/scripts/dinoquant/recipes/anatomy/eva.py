@@ -70,7 +70,7 @@ class EvaAnatomy(VitAnatomy):
         """Return a copy of the model with another patch embedding, or one module in the place of all blocks."""
         changed: Any = super().rebuilt(patches, blocks)
         if blocks is not None:
-            changed.model.register_module("rope", None)  # the blocks have their own
+            changed.model.rope = None  # the blocks have their own
         return cast(nn.Module, changed)
 
     @cached_property

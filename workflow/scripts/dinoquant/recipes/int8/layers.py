@@ -40,7 +40,7 @@ def quantize_weight(weight: Tensor, portable: bool = False) -> tuple[Tensor, Ten
         # A half less than the limit: that much two roundings may add in all. (The pad is for a single column.)
         scale = torch.maximum(scale, functional.pad(means.abs(), (0, 1)).amax(1) / (PAIR_LIMIT / 2 - 0.25))
     # The floor is the one of PyTorch's observers: a channel of zeros must not divide by zero.
-    scale = scale.clamp_min(torch.finfo(torch.float32).eps)
+    scale = scale.clamp_min(torch.finfo(torch.float32).tiny)
     return torch.round(weight / scale[:, None]).to(torch.int8), scale
 
 
@@ -83,7 +83,8 @@ class Int8Linear(nn.Module):
         if self.exact:
             self.packed = torch.ops.onednn.qlinear_prepack(self.weight.clone(), None)  # packs in place
         elif self.weight.is_cuda:
-            self.packed = self.weight.t()
+            # `torch._int_mm` takes multiples of 8 there, which the 588 inputs of a patch of 14 pixels are not.
+            self.packed = functional.pad(self.weight, [0, (8 - self.weight.size(1) % 8) % 8]).t()
         else:
             self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.to(torch.float32), None)
 
@@ -246,8 +247,8 @@ class TokenLinear(Int8Linear):
             if self.after_gelu:
                 integers -= self.CENTRE - zero_point
             tokens = integers.to(torch.int8).flatten(0, -2)
-            missing = max(0, self.FEWEST_ROWS - tokens.size(0))
-            product = torch._int_mm(functional.pad(tokens, [0, 0, 0, missing]), self.packed)[: tokens.size(0)]
+            missing = [0, self.packed.size(0) - tokens.size(1), 0, max(0, self.FEWEST_ROWS - tokens.size(0))]
+            product = torch._int_mm(functional.pad(tokens, missing), self.packed)[: tokens.size(0)]
             if self.after_gelu:
                 product += (self.CENTRE - zero_point) * self.weight.sum(1, dtype=torch.int32)
             scaled = torch.unflatten(product * self.scale, 0, inputs.size()[:-1])
