@@ -752,3 +752,10 @@ def test_a_dinov3_in_metas_names_is_told_its_architecture(path: Path, monkeypatc
     torch.save(metas_dinov3(state), path)
     with pytest.raises(UserError, match=r"Set model.architecture to vit_small_patch16_dinov3\."):
         checkpoint.load(architecture.build("vit_small_patch16_224.dino"), path)
+
+
+def test_sets_that_cannot_be_compared_are_several(path: Path) -> None:
+    sparse = {name: value.to_sparse() for name, value in A.items()}
+    torch.save({"x": sparse, "y": A}, path)
+    with pytest.raises(UserError, match="several sets of weights"):
+        checkpoint.load(VisionTransformer(**SIZES), path)
