@@ -26,7 +26,7 @@ estimate: env
 	@.venv/bin/python workflow/scripts/estimate.py --cores $(CORES) $(if $(CONFIG),--configfile "$(CONFIG)")
 
 compare: env
-	@.venv/bin/python workflow/scripts/compare.py "$(A)" "$(B)"
+	@.venv/bin/python workflow/scripts/compare.py $(if $(A),"$(A)") $(if $(B),"$(B)")
 
 test: env
 	.venv/bin/pytest -n 3 --dist loadfile --no-loadscope-reorder

@@ -11,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from dinoquant.report.provenance import sha256
+from dinoquant.files import sha256
 
 ROOT = Path(__file__).parents[2]
 VARIANT = "int8-dynamic-linear"

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import psutil
 
-from dinoquant.report.provenance import sha256
+from dinoquant.files import sha256
 from samples import copy_workflow
 
 # What the images, the weights and the seed decide: everything but timings, and the pages and figures that show them.

@@ -53,7 +53,7 @@ def test_equal_runs_have_not_changed(runs: tuple[Samples, Samples]) -> None:
     text = compared(runs)
     assert verdict(text, "bf16") == "no change"
     assert verdict(text, "fp16") == "unsupported in both"
-    assert "Machine, versions, commit, inputs and config: the same" in text
+    assert "Machine, versions and commit: the same; inputs and config are not known" in text
     assert text.endswith("0 of 18 rows changed beyond noise, or cannot be judged.")
 
 

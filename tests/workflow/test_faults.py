@@ -13,8 +13,8 @@ import pytest
 from checkout import Checkout
 
 from dinoquant.data.generate import generate
+from dinoquant.files import sha256
 from dinoquant.machine import cuda_devices
-from dinoquant.report.provenance import sha256
 from faults.kill import LOCKED, command, digests, disturb, finish, partials
 from httpserver import serve, unused_url
 

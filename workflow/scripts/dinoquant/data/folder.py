@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from dinoquant.files import write_json
+from dinoquant.files import sha256, write_json
 
 CHUNK = 1 << 20
 # What file managers, archivers and notebooks leave behind, by folder or file name; and all that begins with a dot.
@@ -117,15 +117,9 @@ def state(folder: str | Path, record: str | Path, receipt: str | Path) -> str:
     if recorded["listing"] == current:
         return recorded["state"]
     checked: dict[str, str] = json.loads(Path(receipt).read_text(encoding="utf-8"))
-    if _sha256(folder) != checked["sha256"]:
+    content = digests(folder).sha256 if Path(folder).is_dir() else sha256(folder)
+    if content != checked["sha256"]:
         return current
     with suppress(OSError):
         write_json(record, {**recorded, "listing": current})
     return recorded["state"]
-
-
-def _sha256(path: str | Path) -> str:
-    if Path(path).is_dir():
-        return digests(path).sha256
-    with Path(path).open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -68,8 +68,9 @@ def _origins(a: str | Path, b: str | Path) -> str:
     differing = [f"  {key}: {ARROW.join(value)}" for key, value in values.items() if value[0] != value[1]]
     if differing:
         return "\n".join(["What differs:", *differing])
-    unknown = "" if all(recorded) else " (inputs and config are not known: a folder has no provenance.json)"
-    return f"Machine, versions, commit, inputs and config: the same{unknown}"
+    if all(recorded):
+        return "Machine, versions, commit, inputs and config: the same"
+    return "Machine, versions and commit: the same; inputs and config are not known without provenance.json"
 
 
 def _facts(folder: str | Path) -> Mapping[str, set[str]]:

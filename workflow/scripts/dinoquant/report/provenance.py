@@ -1,12 +1,11 @@
 """What a results folder holds and what it was made from, by digest; and whether it still does. Needs no PyTorch."""
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypedDict
 
-from dinoquant.files import read_json
+from dinoquant.files import read_json, sha256
 from dinoquant.machine import describe
 
 Facts = Mapping[str, object]
@@ -36,12 +35,6 @@ class Record(TypedDict):
     measured_on: Sequence[Facts]
     deterministic: Mapping[str, str]
     varying: Mapping[str, str]
-
-
-def sha256(path: str | Path) -> str:
-    """Return the digest of a file, read in pieces."""
-    with Path(path).open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def record(
